@@ -1,0 +1,1 @@
+"""Content: descriptors, trees, and the store that keeps them."""

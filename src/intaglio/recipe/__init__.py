@@ -1,0 +1,1 @@
+"""Recipes, their locks, and where their inputs come from."""
