@@ -12,6 +12,12 @@ class Task(Protocol):
     def advance(self, amount: int) -> None:
         """Report ``amount`` more units done. Safe to call from any thread."""
 
+    def say(self, text: str) -> None:
+        """Show ``text`` beside the work, in place of what was said before."""
+
+    def total(self, amount: int, unit: str) -> None:
+        """Correct how many units there are, once that is known."""
+
     def __enter__(self) -> Task: ...
 
     def __exit__(
@@ -31,6 +37,12 @@ class Progress(Protocol):
 
 class _SilentTask:
     def advance(self, amount: int) -> None:
+        pass
+
+    def say(self, text: str) -> None:
+        pass
+
+    def total(self, amount: int, unit: str) -> None:
         pass
 
     def __enter__(self) -> _SilentTask:

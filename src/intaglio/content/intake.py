@@ -290,17 +290,25 @@ def _with_lock(guard: Path, work: Callable[[], None]) -> None:
         work()
 
 
-def verify_blobs(blobs: Path, progress: Progress) -> tuple[int, tuple[CorruptContent, ...]]:
+class DamagedBlob(CorruptContent):
+    """A blob that does not have the digest that it is named by."""
+
+    def __init__(self, path: Path, why: str) -> None:
+        super().__init__(f"{path}: {why}")
+        self.path = path
+
+
+def verify_blobs(blobs: Path, progress: Progress) -> tuple[int, tuple[DamagedBlob, ...]]:
     """Re-hash every blob; return how many there are, and what is wrong."""
     entries = [Path(entry.path) for entry in os.scandir(blobs)]
     total = sum(path.stat().st_size for path in entries)
     with progress.task("verifying the store", total) as task:
 
-        def one(path: Path) -> CorruptContent | None:
+        def one(path: Path) -> DamagedBlob | None:
             if len(path.name) != 64:
-                return CorruptContent(f"{path}: not a blob's name")
+                return DamagedBlob(path, "not a blob's name")
             with open(path, "rb", buffering=0) as stream:
                 digest, _ = _hash(stream, task)
-            return None if digest.hex == path.name else CorruptContent(f"{path}: expected its name, found {digest}")
+            return None if digest.hex == path.name else DamagedBlob(path, f"expected its name, found {digest}")
 
         return len(entries), tuple(fault for fault in _parallel(one, entries) if fault is not None)

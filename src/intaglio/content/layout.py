@@ -22,7 +22,7 @@ from intaglio import strictjson
 from intaglio.content import intake
 from intaglio.content.descriptor import EMPTY, INDEX_TYPE, MANIFEST_TYPE, Descriptor, parse_annotations
 from intaglio.content.index import Index
-from intaglio.content.intake import BlobWriter
+from intaglio.content.intake import BlobWriter, DamagedBlob
 from intaglio.content.tree import File, Tree
 from intaglio.digest import ActionKey, Digest
 from intaglio.errors import CorruptContent, MachineError, NotVerifiable
@@ -329,9 +329,23 @@ class Store:
                 fcntl.flock(stream, fcntl.LOCK_EX)
             yield
 
-    def verify(self, progress: Progress | None = None) -> tuple[int, tuple[CorruptContent, ...]]:
+    def verify(self, progress: Progress | None = None) -> tuple[int, tuple[DamagedBlob, ...]]:
         """Re-hash every blob; return how many there are, and what is wrong."""
         return intake.verify_blobs(self._blobs, progress or Silent())
+
+    def usage(self) -> dict[str, int]:
+        """Return the bytes on disk by part of the store; a file with several names counts once."""
+        seen: set[int] = set()
+        sizes: dict[str, int] = {}
+        for folder in ("blobs", "environments", "partial", "tmp", "logs"):
+            sizes[folder] = 0
+            for path, _, names in os.walk(self.root / folder):
+                for name in names:
+                    status = os.lstat(f"{path}/{name}")
+                    if status.st_ino not in seen:
+                        seen.add(status.st_ino)
+                        sizes[folder] += status.st_blocks * 512
+        return sizes
 
 
 def _refers(manifest: bytes, what: str) -> tuple[Digest | None, ActionKey | None]:

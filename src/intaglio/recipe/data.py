@@ -24,7 +24,7 @@ def data_folder(name: DataFolder) -> Path:
     if not folder.is_dir():
         raise MachineError(
             f"expected the folder {folder}, found none",
-            hint=f"reinstall intaglio, or let {VARIABLE} name a folder with modelfiles/, builder/, registry/, policies/",
+            hint=f"reinstall intaglio, or let {VARIABLE} name the folder that holds {name}/",
         )
     return folder
 

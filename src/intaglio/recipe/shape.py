@@ -39,7 +39,7 @@ class Shape(Protocol):
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return the end of a message about the unknown ``name``: the nearest of ``known``, or all of them."""
-    names = sorted(known)
+    names = sorted(set(known))
     if not names:
         return "none is known here"
     from difflib import get_close_matches

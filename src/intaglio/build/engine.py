@@ -1,0 +1,300 @@
+"""The engine: walks a plan, believes claims, runs what has none, and ends with a signed image.
+
+- An action runs at most once for all processes that share a store: whoever holds its lock runs it, the others wait
+  and then find its claim.
+- A claim is believed when a builder key of the policy signed it and its output is whole; else the action runs.
+- What a step wrote is hashed by the engine before anything uses it; its claim is signed after that.
+- An input's bytes are fetched when a step that needs them runs, and not before.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Protocol
+
+from intaglio.build import claim, image, release
+from intaglio.build.action import ASSEMBLE, Action
+from intaglio.build.claim import Circumstances, Claim
+from intaglio.build.plan import Plan, PlannedStep
+from intaglio.build.runner import Runner
+from intaglio.build.stamps import Stamps
+from intaglio.content.descriptor import MANIFEST_TYPE, Descriptor
+from intaglio.content.layout import Store
+from intaglio.content.modelpack import MODEL_TYPE
+from intaglio.content.tree import Tree
+from intaglio.digest import ActionKey, Digest
+from intaglio.errors import CorruptContent
+from intaglio.progress import Progress
+from intaglio.recipe.sources.interface import resolve
+from intaglio.trust.key import PrivateKey, PublicKey
+from intaglio.trust.cosign import lineage_referrer, signature_referrers
+from intaglio.trust.statement import Dependency
+
+IMAGE_STEP = "image"
+"""The name under which assembling the image is reported."""
+
+
+class Signers(Protocol):
+    """The keys of a build; private ones are opened when something has to be signed, and not before."""
+
+    builders: tuple[PublicKey, ...]
+    """Whose claims are believed."""
+    release_public: PublicKey
+
+    def builder(self) -> PrivateKey:
+        """Return the builder key, which signs claims."""
+
+    def release(self) -> PrivateKey:
+        """Return the release key, which signs the image."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """How one step of a build ended."""
+
+    name: str
+    key: ActionKey
+    status: str
+    """``cached`` or ``built``."""
+    output: Digest
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A finished build."""
+
+    image: Descriptor
+    tag: str
+    steps: tuple[StepResult, ...]
+    referrers: tuple[Descriptor, ...]
+
+
+@dataclass
+class _State:
+    """What is known while a build runs; one lock guards it."""
+
+    outputs: dict[str, Digest] = field(default_factory=dict)
+    claims: dict[str, Claim] = field(default_factory=dict)
+    results: dict[str, StepResult] = field(default_factory=dict)
+
+
+class Engine:
+    """One build of one plan."""
+
+    def __init__(self, plan: Plan, store: Store, signers: Signers, progress: Progress, *, offline: bool) -> None:
+        self._plan = plan
+        self._store = store
+        self._signers = signers
+        self._progress = progress
+        self._runner = Runner(store, progress, offline=offline, record=self._record)
+        self._offline = offline
+        self._state = _State()
+        self._guard = threading.Lock()
+
+    def build(self, tag: str) -> Result:
+        """Build the image, sign it, and let ``tag`` mean it.
+
+        Raises:
+            StepFailed: a step failed, or reached a limit; its log says more.
+            Error: as the parts that are used say.
+        """
+        self._check_files()
+        self._steps()
+        assembled, result = self._assemble()
+        referrers = self._sign(assembled)
+        self._store.tag(tag, assembled, referrers)
+        steps = [self._state.results[name] for name in self._plan.needed()]
+        return Result(assembled, tag, (*steps, result), referrers)
+
+    # --- inputs --------------------------------------------------------------------------------------------------
+
+    def _check_files(self) -> None:
+        """Refuse local files that are no longer what the lock pins, however much of the build is cached."""
+        wanted = {name for step in self._plan.needed() for name in self._plan.steps[step].upstream.values()}
+        for name, item in self._plan.recipe.inputs.items():
+            if name in wanted and item.uri.startswith("file:"):
+                self._origin(name, fetch=False)
+
+    def _origin(self, name: str, *, fetch: bool) -> Tree | None:
+        """Return the tree of an input, fetched if it is not in the store and ``fetch`` asks for it."""
+        item, pin = self._plan.recipe.inputs[name], self._plan.origins[name]
+        stamps = Stamps(self._store.index)
+        source = resolve(item.uri, self._plan.recipe.folder, name=name, digest=item.digest, stats=stamps)
+        if item.uri.startswith("file:"):
+            return source.fetch(self._store, expected=pin.tree, progress=self._progress, offline=self._offline)
+        if self._store.has_tree(pin.tree):
+            return self._store.tree(pin.tree)
+        if not fetch:
+            return None
+        with self._store.lock(pin.tree.hex, self._progress):
+            if self._store.has_tree(pin.tree):
+                return self._store.tree(pin.tree)
+            return source.fetch(self._store, expected=pin.tree, progress=self._progress, offline=self._offline)
+
+    # --- steps ---------------------------------------------------------------------------------------------------
+
+    def _steps(self) -> None:
+        """Bring every needed step to its output: all claims that hold first, then what has to run, side by side."""
+        needed = list(self._plan.needed())
+        for name in needed:  # the cached part needs no threads
+            if not self._ready(name) or not self._try_cached(name):
+                break
+        remaining = [name for name in needed if name not in self._state.outputs]
+        if remaining:
+            self._signers.builder()  # a wrong passphrase is said before the work, not after it
+            self._signers.release()
+            self._run_all(remaining)
+
+    def _ready(self, name: str) -> bool:
+        sources = self._plan.steps[name].upstream.values()
+        return all(source in self._state.outputs or source in self._plan.origins for source in sources)
+
+    def _run_all(self, names: list[str]) -> None:
+        waiting, running = list(names), dict[Future[None], str]()
+        failure: BaseException | None = None
+        with ThreadPoolExecutor(max_workers=len(names), thread_name_prefix="step") as pool:
+            while running or (waiting and failure is None):
+                if failure is None:
+                    for name in [name for name in waiting if self._ready(name)]:
+                        waiting.remove(name)
+                        running[pool.submit(self._step, name)] = name
+                done, _ = wait(running, return_when=FIRST_COMPLETED)
+                for future in done:
+                    del running[future]
+                    failure = failure or future.exception()
+        if failure is not None:
+            raise failure
+
+    def _try_cached(self, name: str) -> bool:
+        started = time.monotonic()
+        action = self._action(name)
+        found = self._believed(action)
+        self._store.index.record(self._plan.recipe.model.name, name, action.key)
+        if found is None:
+            return False
+        self._finish(name, found, "cached", started)
+        return True
+
+    def _step(self, name: str) -> None:
+        started = time.monotonic()
+        if self._try_cached(name):
+            return
+        planned, action = self._plan.steps[name], self._action(name)
+        with self._store.lock(action.key.hex, self._progress):
+            found = self._believed(action)
+            if found is not None:
+                self._finish(name, found, "cached", started)
+                return
+            inputs = {slot: self._tree(source) for slot, source in planned.upstream.items()}
+            tree = self._runner.run(name, planned, action, inputs)
+            about = self._about(name, planned, self._dependencies(planned))
+            made = self._record(action, tree.descriptor(), about)
+        self._finish(name, made, "built", started)
+
+    def _finish(self, name: str, made: Claim, status: str, started: float) -> None:
+        seconds = round(time.monotonic() - started, 3)
+        with self._guard:
+            self._state.claims[name] = made
+            self._state.results[name] = StepResult(name, made.action, status, made.subject, seconds)
+            self._state.outputs[name] = made.subject
+        if status == "built":
+            self._progress.note(f"{name}: built in {seconds:.1f} s → {made.subject}")
+        else:
+            self._progress.note(f"{name}: cached → {made.subject}")
+
+    def _action(self, name: str) -> Action:
+        planned = self._plan.steps[name]
+        return planned.action({slot: self._digest(source) for slot, source in planned.upstream.items()})
+
+    def _digest(self, source: str) -> Digest:
+        return self._state.outputs.get(source) or self._plan.origins[source].tree
+
+    def _tree(self, source: str) -> Tree:
+        if source in self._state.outputs:
+            return self._store.tree(self._state.outputs[source])
+        tree = self._origin(source, fetch=True)
+        if tree is None:
+            raise CorruptContent(f"input {source}: gone while the build ran")
+        return tree
+
+    def _believed(self, action: Action) -> Claim | None:
+        """Return a claim about ``action`` by a builder of the policy, whose output is in the store."""
+        for found in claim.find(self._store, action.key, self._signers.builders):
+            if self._store.has_tree(found.subject):
+                return found
+        return None
+
+    def _dependencies(self, planned: PlannedStep) -> tuple[Dependency, ...]:
+        inputs = []
+        for slot, source in planned.upstream.items():
+            item = self._plan.recipe.inputs.get(source)
+            kind = "output" if item is None else "origin"
+            inputs.append(Dependency(f"input:{slot}", self._digest(source), kind, item.uri if item else None))
+        program = Dependency(f"program:{planned.step.uses}", planned.program, "program")
+        chain = Dependency(f"toolchain:{planned.toolchain.name}", planned.toolchain.tree().digest, "toolchain")
+        return (*inputs, program, chain)
+
+    def _about(self, name: str, planned: PlannedStep, dependencies: tuple[Dependency, ...]) -> Circumstances:
+        return Circumstances(
+            self._title, name, planned.step.uses, planned.step.reproducible, "bubblewrap", dependencies
+        )
+
+    def _record(self, action: Action, output: Descriptor, about: Circumstances) -> Claim:
+        return claim.record(self._store, action, output, about, self._signers.builder())
+
+    # --- image ---------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _title(self) -> str:
+        model = self._plan.recipe.model
+        return f"{model.name}@{model.version}"
+
+    def _assemble(self) -> tuple[Descriptor, StepResult]:
+        """Return the image of the last step's output, with how it came about."""
+        started = time.monotonic()
+        recipe = self._plan.recipe
+        source = self._state.outputs[recipe.image.source]
+        action = Action(ASSEMBLE, None, image.parameters(recipe), {"model": source}, (), "any", {}, {})
+        self._store.index.record(recipe.model.name, IMAGE_STEP, action.key)
+        status = "cached"
+        found = next(
+            (
+                made
+                for made in claim.find(self._store, action.key, self._signers.builders)
+                if self._store.has(made.subject)
+            ),
+            None,
+        )
+        if found is None:
+            status, tree = "built", self._store.tree(source)
+            made = image.assemble(recipe, tree, lambda file: self._store.read(file.digest, what=file.path))
+            self._store.put(made.config)
+            self._store.put(made.manifest)
+            dependency = Dependency("input:model", source, "output")
+            about = Circumstances(self._title, IMAGE_STEP, "assemble", "bit", "builtin", (dependency,))
+            found = self._record(action, made.descriptor(), about)
+        size = len(self._store.read(found.subject, what="image"))
+        descriptor = Descriptor(MANIFEST_TYPE, found.subject, size, MODEL_TYPE)
+        self._state.claims[IMAGE_STEP] = found
+        seconds = round(time.monotonic() - started, 3)
+        return descriptor, StepResult(IMAGE_STEP, action.key, status, found.subject, seconds)
+
+    def _sign(self, assembled: Descriptor) -> tuple[Descriptor, ...]:
+        """Give the image its lineage and release signatures, unless it has these very ones; return its referrers."""
+        upstream = [self._state.claims[name].bundle for name in self._plan.needed()]
+        lineage = lineage_referrer(assembled, upstream)
+        if not self._store.has(lineage.digest):
+            self._store.put_referrer(lineage.manifest, lineage.blobs)
+        public = self._signers.release_public
+        if not release.is_released(self._store, assembled, public):
+            tree = self._store.tree(self._state.outputs[self._plan.recipe.image.source])
+            files = [(file.path, file.digest) for file in tree.files]
+            name = self._plan.recipe.model.name
+            for referrer in signature_referrers(assembled, name, files, self._signers.release()):
+                self._store.put_referrer(referrer.manifest, referrer.blobs)
+        return self._store.referrers(assembled.digest)

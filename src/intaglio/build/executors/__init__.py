@@ -1,0 +1,1 @@
+"""Executors: where an action runs. They place it and never interpret it."""

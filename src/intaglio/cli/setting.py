@@ -1,0 +1,164 @@
+"""Where a command runs: home, store, keys and policy, as options and environment name them."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from intaglio.errors import MachineError
+
+if TYPE_CHECKING:
+    from intaglio.content.layout import Store
+    from intaglio.policy.document import Policy
+    from intaglio.progress import Progress
+    from intaglio.recipe.modelfile import Recipe
+    from intaglio.trust.key import PrivateKey, PublicKey
+    from intaglio.trust.keyring import PassphraseSource
+
+HOME = "INTAGLIO_HOME"
+POLICY_NAME = "policy.toml"
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+@dataclass
+class Setting:
+    """Home, store and manner of speaking of one command."""
+
+    home: Path
+    store_path: Path
+    as_json: bool
+    style: str
+    passphrase_file: Path | None = None
+    _progress: Progress | None = field(default=None, repr=False)
+
+    @functools.cached_property
+    def store(self) -> Store:
+        """The store, made where there is none."""
+        from intaglio.content.layout import Store
+
+        return Store.open(self.store_path)
+
+    @property
+    def progress(self) -> Progress:
+        """Where work under way is shown."""
+        if self._progress is None:
+            from intaglio.report.terminal import progress
+
+            self._progress = progress(self.style)
+        return self._progress
+
+    @property
+    def policy_path(self) -> Path:
+        """Where the anchor's policy stands: on this side, never with an image."""
+        return self.home / POLICY_NAME
+
+    def policy(self, path: Path | None = None) -> Policy:
+        """Return the policy at ``path``, or the home's.
+
+        Raises:
+            NotVerifiable: there is none, or it is none.
+        """
+        from intaglio.policy import document
+
+        return document.load(path or self.policy_path)
+
+    def passphrases(self) -> PassphraseSource:
+        """Return where passphrases come from: file, environment, or a person at a terminal."""
+        from intaglio.trust.keyring import PassphraseSource
+
+        ask = _ask if sys.stdin.isatty() and sys.stderr.isatty() else None
+        return PassphraseSource(file=self.passphrase_file, prompt=ask)
+
+    def emit(self, document: object, text: str) -> None:
+        """Write the command's answer to standard output: ``document`` under ``--json``, else ``text``."""
+        sys.stdout.write((json.dumps(document, ensure_ascii=False) if self.as_json else text) + "\n")
+
+    def recipe(self, path: str) -> Recipe:
+        """Return the recipe at ``path``."""
+        from intaglio.recipe import modelfile
+
+        return modelfile.read(Path(path))
+
+
+def _ask(question: str) -> str:
+    answer: str = click.prompt(question, hide_input=True, default="", show_default=False, err=True)
+    return answer
+
+
+class Keys:
+    """The configured keys, opened when something has to be signed."""
+
+    def __init__(self, setting: Setting) -> None:
+        """Find the keys; none is opened.
+
+        Raises:
+            MachineError: there are none.
+        """
+        from intaglio.trust import keyring
+
+        self._setting = setting
+        for name in (keyring.BUILDER, keyring.RELEASE):
+            if not keyring.exists(setting.home, name):
+                raise MachineError(
+                    f"no key {name!r} in {setting.home / 'keys'}: claims and images are always signed",
+                    hint="intaglio init   (makes the builder and release keys, and a policy that names them)",
+                )
+        policy = setting.policy()
+        self.builders: tuple[PublicKey, ...] = policy.builders
+        self.release_public: PublicKey = keyring.load_public(setting.home, keyring.RELEASE)
+        self._opened: dict[str, PrivateKey] = {}
+
+    def builder(self) -> PrivateKey:
+        """Return the builder key."""
+        return self._open("builder")
+
+    def release(self) -> PrivateKey:
+        """Return the release key."""
+        return self._open("release")
+
+    def _open(self, name: str) -> PrivateKey:
+        from intaglio.trust import keyring
+
+        if name not in self._opened:
+            self._opened[name] = keyring.load_private(self._setting.home, name, self._setting.passphrases())
+        return self._opened[name]
+
+
+def default_home() -> Path:
+    """Return ``INTAGLIO_HOME``, else ``intaglio`` in the user's data folder."""
+    named = os.environ.get(HOME)
+    if named:
+        return Path(named).absolute()
+    data = os.environ.get("XDG_DATA_HOME") or str(Path("~/.local/share").expanduser())
+    return Path(data) / "intaglio"
+
+
+def options(function: _Command) -> _Command:
+    """Give a command the options that all have, and a :class:`Setting` as its first argument."""
+
+    @click.option("--store", type=click.Path(), help="Use this store instead of the one in INTAGLIO_HOME.")
+    @click.option("--json", "as_json", is_flag=True, help="Answer with one JSON object on standard output.")
+    @click.option(
+        "--progress",
+        "style",
+        type=click.Choice(("auto", "bars", "plain", "json", "none")),
+        default="auto",
+        show_default=True,
+        help="How work under way is shown on standard error.",
+    )
+    @functools.wraps(function)
+    def wrapped(store: str | None, as_json: bool, style: str, **rest: Any) -> Any:
+        home = default_home()
+        named = store or (click.get_current_context().obj or {}).get("store")
+        setting = Setting(home, Path(named) if named else home / "store", as_json, style)
+        return function(setting, **rest)
+
+    return wrapped  # type: ignore[return-value]

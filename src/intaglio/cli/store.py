@@ -1,0 +1,59 @@
+"""``intaglio store``: look after the store."""
+
+from __future__ import annotations
+
+import click
+
+from intaglio.cli.setting import Setting, options
+
+
+@click.group(short_help="Look after the store.")
+def command() -> None:
+    """Look after the store.
+
+    \b
+    Examples:
+      intaglio store verify
+      intaglio store du
+      intaglio store list
+    """
+
+
+@command.command()
+@click.option("--repair", is_flag=True, help="Remove damaged blobs, so that the next build makes them again.")
+@options
+def verify(setting: Setting, repair: bool) -> None:
+    """Re-hash every blob, and rebuild the index from the blobs."""
+    from intaglio.errors import CorruptContent
+
+    count, faults = setting.store.verify(setting.progress)
+    if repair:
+        for fault in faults:
+            fault.path.unlink()
+    referrers = setting.store.rebuild_index()
+    document = {"blobs": count, "referrers": referrers, "damaged": [str(fault) for fault in faults], "repaired": repair}
+    lines = [f"{count} blobs, {referrers} claims and signatures, {len(faults)} damaged", *map(str, faults)]
+    setting.emit(document, "\n".join(lines))
+    if faults and not repair:
+        raise CorruptContent(
+            f"{len(faults)} of {count} blobs are damaged", hint="intaglio store verify --repair   (removes them)"
+        )
+
+
+@command.command()
+@options
+def du(setting: Setting) -> None:
+    """Say how much room the parts of the store take."""
+    from intaglio.report.terminal import amount
+
+    sizes = setting.store.usage()
+    setting.emit({"bytes": sizes}, "\n".join(f"{name:<14} {amount(size, 'B')}" for name, size in sizes.items()))
+
+
+@command.command(name="list")
+@options
+def list_(setting: Setting) -> None:
+    """List the images by name."""
+    tags = setting.store.tags()
+    entries = [{"tag": name, "image": str(image.digest)} for name, image in sorted(tags.items())]
+    setting.emit({"images": entries}, "\n".join(f"{entry['tag']}  {entry['image']}" for entry in entries))

@@ -1,0 +1,166 @@
+"""Verified files, held so that what is served is what was verified.
+
+- Bytes that a writer of our own user could change are copied, while they are hashed, into memory that nobody can change
+  any more, ourselves included: sealed in-memory files (memfd_create(2), fcntl(2) "File Sealing").
+- Where blob and folder belong to another user and are closed to us, the open file is held as it is: only its owner,
+  who could as well have chosen the bytes, can change it.
+- Either way the bytes are hashed here once more, and a file that is not the one that was verified is refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from intaglio.digest import CHUNK, Digest
+from intaglio.errors import CorruptContent, MachineError
+from intaglio.progress import Progress, Silent, Task
+
+_SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+_EXEC_OFF = 0x0008
+"""MFD_NOEXEC_SEAL (Linux 6.3): not executable, and never to become so."""
+
+
+class VerifiedFile(Protocol):
+    """A file of an image whose bytes have been verified where they stand."""
+
+    @property
+    def path(self) -> str:
+        """Name within the image."""
+
+    @property
+    def digest(self) -> Digest:
+        """Digest of its bytes."""
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+
+    @property
+    def source(self) -> Path:
+        """Where its bytes stand on this machine."""
+
+
+@dataclass(frozen=True, slots=True)
+class HeldFile:
+    """A file that stays what it is."""
+
+    path: str
+    """Name within the image."""
+    size: int
+    """Bytes."""
+    descriptor: int
+    """Open for reading, valid as long as the file is held; not inherited by other programs."""
+    copied: bool
+    """In memory of its own and sealed; otherwise the blob itself, which another user owns."""
+
+
+@contextlib.contextmanager
+def hold(files: Sequence[VerifiedFile], *, progress: Progress | None = None) -> Iterator[tuple[HeldFile, ...]]:
+    """Hash the files again, in parallel, and hold them until the context ends.
+
+    Raises:
+        CorruptContent: a file has other bytes than those that were verified.
+        MachineError: there is not enough memory for the copies, or a file cannot be read.
+    """
+    total = sum(file.size for file in files)
+    with contextlib.ExitStack() as stack, (progress or Silent()).task("securing", total) as task:
+        opened = []
+        for file in files:
+            descriptor = _open(file)
+            stack.callback(os.close, descriptor)
+            opened.append(descriptor)
+        ours = [not _theirs(file.source, descriptor) for file, descriptor in zip(files, opened, strict=True)]
+        _require_memory(sum(file.size for file, copy in zip(files, ours, strict=True) if copy))
+        copies = []
+        for file, copy in zip(files, ours, strict=True):
+            copies.append(_memory(file.path) if copy else None)
+            if copies[-1] is not None:
+                stack.callback(os.close, copies[-1])
+        with ThreadPoolExecutor(max(1, min(len(files), os.cpu_count() or 1))) as pool:
+            list(pool.map(_hash, files, opened, copies, [task] * len(files)))
+        yield tuple(
+            HeldFile(file.path, file.size, descriptor if copy is None else copy, copied=copy is not None)
+            for file, descriptor, copy in zip(files, opened, copies, strict=True)
+        )
+
+
+def _open(file: VerifiedFile) -> int:
+    try:
+        descriptor = os.open(file.source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise MachineError(
+            f"{file.path}: its verified bytes cannot be read any more: {error.strerror}", hint="verify it again"
+        ) from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise CorruptContent(f"{file.path}: expected a regular file where it was verified, found something else")
+    return descriptor
+
+
+def _theirs(source: Path, descriptor: int) -> bool:
+    """Return whether only another user can change the open file: neither owner nor mode lets us in."""
+    user = os.geteuid()
+    owners = {os.fstat(descriptor).st_uid, os.stat(source.parent).st_uid}
+    if user == 0 or user in owners:
+        return False
+    places = (f"/proc/self/fd/{descriptor}", os.fspath(source.parent))
+    return not any(os.access(place, os.W_OK, effective_ids=True) for place in places)
+
+
+def _require_memory(needed: int) -> None:
+    with open("/proc/meminfo", encoding="ascii") as stream:
+        fields = dict(line.split(":", 1) for line in stream)
+    available = int(fields["MemAvailable"].split()[0]) * 1024
+    if needed > available:
+        raise MachineError(
+            f"not enough memory for the model's verified copy: expected {needed} bytes, found {available} available",
+            hint="serve from a store that another user owns and this one cannot write to: it is then not copied",
+        )
+
+
+def _memory(name: str) -> int:
+    label = name.rpartition("/")[2][:200]
+    flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
+    try:
+        return os.memfd_create(label, flags | _EXEC_OFF)
+    except OSError:
+        return os.memfd_create(label, flags)
+
+
+def _hash(file: VerifiedFile, source: int, copy: int | None, task: Task) -> None:
+    """Hash the open file, into its copy where it has one, and refuse it where it is another."""
+    hasher = hashlib.sha256()
+    view = memoryview(bytearray(CHUNK))
+    size = 0
+    with open(source, "rb", buffering=0, closefd=False) as stream:
+        while count := stream.readinto(view):
+            hasher.update(view[:count])
+            size += count
+            if size > file.size:
+                break
+            if copy is not None:
+                _write(copy, view[:count])
+            task.advance(count)
+    found = Digest.from_hex(hasher.hexdigest())
+    if size != file.size or found != file.digest:
+        raise CorruptContent(
+            f"{file.path}: changed since it was verified: expected {file.digest} ({file.size} bytes), "
+            f"found {found if size == file.size else f'{size} bytes or more'}",
+            hint="something writes to the store; check it with intaglio store verify",
+        )
+    if copy is not None:
+        fcntl.fcntl(copy, fcntl.F_ADD_SEALS, _SEALS)
+
+
+def _write(descriptor: int, data: memoryview) -> None:
+    while data:
+        data = data[os.write(descriptor, data) :]

@@ -1,0 +1,76 @@
+"""The decision: rules in a fixed order over evidence, and the verdict that follows. No files, no clock, no network.
+
+- An image is verified only when every rule passed, or was skipped because the policy does not require it.
+- Every rule is asked, so that one report names all that is wrong.
+- The exit code is that of the gravest failure: what is corrupt comes before what is untrusted, and both before
+  what the policy would merely not have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from intaglio.errors import ExitCode, VerificationError
+from intaglio.policy.document import Policy
+from intaglio.policy.evidence import Evidence
+from intaglio.policy.rules import content, origin, signature
+
+VerdictName = Literal["verified", "stale", "refused"]
+RuleName = Literal["pass", "fail", "skip"]
+_GRAVITY = (ExitCode.CORRUPT, ExitCode.NOT_VERIFIABLE, ExitCode.UNTRUSTED, ExitCode.STALE, ExitCode.POLICY)
+
+Rule = Callable[[Evidence, Policy], str]
+"""Says what it found, or raises: ``VerificationError`` for a failure, ``NotRequired`` where the policy asks nothing."""
+
+RULES: tuple[tuple[str, Rule], ...] = (
+    ("content", content.content),
+    ("manifest", content.manifest),
+    ("formats", content.formats),
+    ("signature", signature.signature),
+    ("cosign", signature.cosign),
+    ("model-signing", signature.model_signing),
+    ("provenance", origin.provenance),
+    ("lineage", origin.lineage),
+    ("sandbox", origin.sandbox),
+)
+"""Name and function of each rule, in the order of the report."""
+
+
+@dataclass(frozen=True, slots=True)
+class RuleResult:
+    """What one rule said."""
+
+    rule: str
+    result: RuleName
+    detail: str
+    exit_code: ExitCode = ExitCode.OK
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What follows from all rules together."""
+
+    verdict: VerdictName
+    rules: tuple[RuleResult, ...]
+    exit_code: ExitCode
+
+
+def decide(evidence: Evidence, policy: Policy) -> Verdict:
+    """Return the verdict of ``policy`` on ``evidence``."""
+    results = tuple(_ask(name, rule, evidence, policy) for name, rule in RULES)
+    failures = [result.exit_code for result in results if result.result == "fail"]
+    if not failures:
+        return Verdict("verified", results, ExitCode.OK)
+    return Verdict("refused", results, min(failures, key=_GRAVITY.index))
+
+
+def _ask(name: str, rule: Rule, evidence: Evidence, policy: Policy) -> RuleResult:
+    try:
+        return RuleResult(name, "pass", rule(evidence, policy))
+    except signature.NotRequired:
+        return RuleResult(name, "skip", "not required by the policy")
+    except VerificationError as error:
+        code = error.exit_code if error.exit_code in _GRAVITY else ExitCode.NOT_VERIFIABLE
+        return RuleResult(name, "fail", error.message, code)

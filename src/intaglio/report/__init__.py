@@ -1,0 +1,1 @@
+"""Reports: what a person, or a program, sees while work goes on."""

@@ -1,0 +1,1 @@
+"""Trust: keys, signatures, the statements they carry, and the manifests that carry them."""

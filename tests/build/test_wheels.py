@@ -1,0 +1,171 @@
+"""Fetching a toolchain's files with the user's own pip configuration: real pips, find-links made by hand."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from tests import wheelhouse
+
+from intaglio.build import toolchain, wheels
+from intaglio.content.layout import Store
+from intaglio.digest import Digest
+from intaglio.errors import CorruptContent, MachineError, SourceUnreachable
+from intaglio.progress import Silent
+
+THIS_PYTHON = "{}.{}".format(*sys.version_info)
+
+
+class Recorder(Silent):
+    """A progress that adds up what it is told."""
+
+    def __init__(self) -> None:
+        self.total = 0
+        self.done = 0
+
+    def task(self, what, total=None, unit="B"):
+        self.total += total or 0
+        return self
+
+    def advance(self, amount):
+        self.done += amount
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+
+@pytest.fixture
+def links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A find-links folder that is all that pip is configured to know."""
+    folder = tmp_path / "links"
+    for name in [name for name in os.environ if name.startswith("PIP_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    wheelhouse.wheel(folder, "tiny_tool", "2.0", {"tiny_tool.py": b"ANSWER = 42\n"})
+    wheelhouse.wheel(folder, "other", "1.0+cpu", {"other.py": b""})
+    wheelhouse.wheel(folder, "third", "3.1", {"third.py": b""})
+    return folder
+
+
+@pytest.fixture
+def tools(tmp_path: Path, links: Path) -> toolchain.Toolchain:
+    return toolchain.load(wheelhouse.lock(tmp_path / "tools", links.iterdir(), python=THIS_PYTHON))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store.open(tmp_path / "store")
+
+
+def fetch(tools: toolchain.Toolchain, store: Store, *, offline: bool = False) -> None:
+    wheels.fetch(tools, store, offline=offline, progress=Silent())
+
+
+def test_every_wheel_comes_into_the_store_and_all_bytes_are_reported(tools, store):
+    progress = Recorder()
+    wheels.fetch(tools, store, offline=False, progress=progress)
+    assert wheels.missing(tools, store) == ()
+    assert store.has(Digest.of(tools.lock))
+    assert progress.done == progress.total == sum(wheel.size for wheel in tools.wheels)
+    assert store.put_tree(tools.tree().files) == tools.tree()
+
+
+def test_a_second_time_and_a_second_store_need_no_network(tools, store, links, tmp_path):
+    fetch(tools, store)
+    shutil.rmtree(links)
+    fetch(tools, store, offline=True)
+    fresh = Store.open(tmp_path / "fresh")
+    fetch(tools, fresh, offline=True)
+    assert wheels.missing(tools, fresh) == ()
+
+
+def test_offline_and_missing_is_an_unreachable_source(tools, store):
+    with pytest.raises(SourceUnreachable, match=r"3 files are not in the store.*--offline"):
+        fetch(tools, store, offline=True)
+
+
+def test_a_wrong_hash_is_refused_and_nothing_of_it_is_kept(tools, store, links, tmp_path):
+    wheelhouse.wheel(links, "tiny_tool", "2.0", {"tiny_tool.py": b"ANSWER = 41\n"})
+    with pytest.raises(CorruptContent, match="does not have the hash in the lock") as caught:
+        fetch(tools, store)
+    assert "tiny-tool==2.0" in caught.value.message
+    wanted = {wheel.digest for wheel in tools.wheels if wheel.package == "tiny-tool"}
+    bad = Digest.from_hex(wheelhouse.sha256(links / "tiny_tool-2.0-py3-none-any.whl"))
+    assert wanted <= {wheel.digest for wheel in wheels.missing(tools, store)}
+    assert not store.has(bad)
+    assert not list((tmp_path / "cache").rglob("tiny_tool*"))
+
+
+def test_a_lying_cache_is_thrown_away(tools, store, links, tmp_path):
+    fetch(tools, store)
+    (cached,) = (tmp_path / "cache").rglob("tiny_tool*.whl")
+    cached.write_bytes(b"something else")
+    fresh = Store.open(tmp_path / "fresh")
+    fetch(tools, fresh)
+    assert wheels.missing(tools, fresh) == ()
+    assert cached.read_bytes() == (links / cached.name).read_bytes()
+
+
+def test_what_no_index_has_is_an_unreachable_source_and_says_what_pip_said(tools, store, links):
+    (links / "third-3.1-py3-none-any.whl").unlink()
+    with pytest.raises(SourceUnreachable, match=r"third==3\.1") as caught:
+        fetch(tools, store)
+    assert "pip config list" in (caught.value.hint or "")
+
+
+def test_the_wheels_of_another_python_are_asked_for_by_its_version(tmp_path, links, store):
+    made = wheelhouse.wheel(links, "old", "1.0", {"old.py": b""})
+    other = made.rename(links / "old-1.0-cp310-cp310-manylinux_2_17_x86_64.whl")
+    tools = toolchain.load(wheelhouse.lock(tmp_path / "old-tools", [other], python="3.10"))
+    fetch(tools, store)
+    assert wheels.missing(tools, store) == ()
+
+
+def test_an_sdist_is_fetched_without_running_a_line_of_it(tmp_path, links, store):
+    mark = tmp_path / "was-here"
+    made = wheelhouse.sdist(links, "sourceonly", "1.0", f"open({str(mark)!r}, 'w')\nraise SystemExit(3)\n")
+    entry = f"""
+[[packages]]
+name = "sourceonly"
+version = "1.0"
+[packages.sdist]
+name = "{made.name}"
+path = "sdists/{made.name}"
+size = {made.stat().st_size}
+hashes = {{sha256 = "{wheelhouse.sha256(made)}"}}
+[packages.tool.intaglio]
+build-toolchain = "wheel-build"
+[packages.tool.intaglio.wheel]
+name = "sourceonly-1.0-py3-none-any.whl"
+size = 1
+sha256 = "{"0" * 64}"
+"""
+    tools = toolchain.load(wheelhouse.lock(tmp_path / "source-tools", [], python=THIS_PYTHON, extra=entry))
+    fetch(tools, store)
+    assert wheels.missing(tools, store) == ()
+    assert not mark.exists()
+    made.write_bytes(made.read_bytes() + b"\0")
+    shutil.rmtree(tmp_path / "cache")
+    with pytest.raises(CorruptContent, match="sourceonly"):
+        fetch(tools, Store.open(tmp_path / "fresh"))
+    made.unlink()
+    with pytest.raises(SourceUnreachable, match="no index or find-links has"):
+        fetch(tools, Store.open(tmp_path / "fresh"))
+
+
+def test_a_python_without_pip_is_said_to_be_one(tools, store, tmp_path, monkeypatch):
+    bare = tmp_path / "python"
+    bare.write_text("#!/bin/sh\necho 'python: No module named pip'\nexit 1\n")
+    bare.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(bare))
+    with pytest.raises(MachineError, match="has no pip"):
+        fetch(tools, store)
