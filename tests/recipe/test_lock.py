@@ -160,8 +160,8 @@ GOOD = lock.render(FULL)
     [
         ("layout = 1", "layout = 2", "expected layout 1, found 2"),
         ("layout = 1\n", "", "1: layout: missing"),
-        ("size = 1", 'size = "1"', "9: inputs.a.size: expected an integer, found a string"),
-        ("size = 1", "size = -1", "9: inputs.a.size: expected at least 0"),
+        ("size = 1", 'size = "1"', "10: inputs.a.size: expected an integer, found a string"),
+        ("size = 1", "size = -1", "10: inputs.a.size: expected at least 0"),
         ("size = 1", "sizes = 1", "unknown key; did you mean size?"),
         ("[programs.merge]", "[program.merge]", "program: unknown key; did you mean programs?"),
         ("sha256:", "sha512:", "inputs.a.tree: expected sha256: and 64 lower-case hex digits"),

@@ -92,11 +92,11 @@ MISTAKES = [
     ('reproducible = "platform"', 'reproducible = "yes"', 4, "expected one of bit, platform, statistical"),
     ('memory = "1GiB"', "memory = 1", 7, "expected a size such as"),
     ("default = 1e-3", "default = 2", 20, "expected at most 1.0, found 2"),
-    ('type = "boolean"', 'type = "boolean"\nminimum = 1', 45, "only numbers have a minimum"),
-    ('items = "string"', "", 51, "an array needs items, nothing else has them"),
+    ('type = "boolean"', 'type = "boolean"\nminimum = 1', 44, "only numbers have a minimum"),
+    ('items = "string"', "", 47, "an array needs items, nothing else has them"),
     ("optional = true", "optonal = true", 16, "unknown key; did you mean optional?"),
     ("[inputs.notes]", "[inputs.'No Tes']", 14, "bad name: expected a lower-case word"),
-    ('default = "slow"', 'default = "slwo"', 33, "expected one of slow, fast, found 'slwo'; did you mean slow?"),
+    ('default = "slow"', 'default = "slwo"', 32, "expected one of slow, fast, found 'slwo'; did you mean slow?"),
 ]
 
 

@@ -1,4 +1,4 @@
-"""What ``plan``, ``explain``, ``log``, ``shell`` and ``replay`` share: a plan with its keys as far as they are known."""
+"""What the commands that look into a build share: its plan, with the keys as far as they are known."""
 
 from __future__ import annotations
 

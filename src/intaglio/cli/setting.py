@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from intaglio.errors import MachineError
+from intaglio.errors import MachineError, NotVerifiable
 
 if TYPE_CHECKING:
     from intaglio.content.layout import Store
@@ -45,6 +45,20 @@ class Setting:
         from intaglio.content.layout import Store
 
         return Store.open(self.store_path)
+
+    @property
+    def existing_store(self) -> Store:
+        """The store, which must be there: for commands that only read.
+
+        Raises:
+            NotVerifiable: there is none.
+        """
+        if not (self.store_path / "oci-layout").is_file():
+            raise NotVerifiable(
+                f"no store: expected {self.store_path}, found none",
+                hint="`intaglio build` makes one; --store DIR or INTAGLIO_HOME name another",
+            )
+        return self.store
 
     @property
     def progress(self) -> Progress:

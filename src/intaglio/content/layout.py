@@ -271,6 +271,29 @@ class Store:
             if REF_NAME in descriptor.annotations
         }
 
+    def resolve(self, reference: str) -> Digest:
+        """Return the image that ``reference`` means now: a name, or a digest, which means itself.
+
+        Raises:
+            NotVerifiable: nothing here has that name.
+        """
+        if reference.startswith("sha256:"):
+            try:
+                digest = Digest.parse(reference)
+            except CorruptContent as error:
+                raise NotVerifiable(error.message) from None
+            if not self.has(digest):
+                raise NotVerifiable(f"{reference} is not in the store {self.root}")
+            return digest
+        tags = self.tags()
+        if reference not in tags:
+            from difflib import get_close_matches
+
+            near = get_close_matches(reference, tags, 1)
+            hint = f"did you mean {near[0]}?" if near else "`intaglio store list` shows what is there"
+            raise NotVerifiable(f"no image {reference!r} in the store {self.root}", hint=hint)
+        return tags[reference].digest
+
     def tag(self, name: str, image: Descriptor, beside: Iterable[Descriptor] = ()) -> None:
         """Let ``name`` mean ``image`` from now on; ``beside`` are its referrers, listed for other tools."""
         named = Descriptor(image.media_type, image.digest, image.size, image.artifact_type, {REF_NAME: name})

@@ -287,7 +287,7 @@ def write(path: Path, lock: Lock) -> None:
 
 
 def _key(name: str) -> str:
-    return name if all(char.isascii() and (char.isalnum() or char in "-_") for char in name) else _text(name)
+    return name if name and all(char.isascii() and (char.isalnum() or char in "-_") for char in name) else _text(name)
 
 
 def _text(value: str) -> str:

@@ -1,0 +1,75 @@
+"""``intaglio serve``: verify, then serve on loopback."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from intaglio.cli.setting import Setting, options
+
+
+@click.command(short_help="Verify an image, then serve it on loopback.")
+@click.argument("reference", metavar="REF|sha256:…")
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes a free one.")
+@click.option("--policy", type=click.Path(path_type=Path), help="Verify against this policy instead of the home's.")
+@click.option("--runtime", help="Server program; default: the first that serves the image's format.")
+@click.option("--context", type=click.IntRange(1), help="Tokens of context; default: what the model says.")
+@click.option("--sandbox/--no-sandbox", default=True, show_default=True, help="Serve inside the sandbox.")
+@click.option("--offline", is_flag=True, help="Ask no network, not even for the server's toolchain.")
+@options
+def command(
+    setting: Setting,
+    reference: str,
+    port: int,
+    policy: Path | None,
+    runtime: str | None,
+    context: int | None,
+    sandbox: bool,
+    offline: bool,
+) -> int:
+    """Verify an image, then serve it: an OpenAI-compatible API on 127.0.0.1.
+
+    \b
+    Examples:
+      intaglio serve examples/smollm2-helpdesk:1.0.0 --port 8080
+      curl http://127.0.0.1:8080/v1/models
+
+    The server runs in the sandbox without network but the socket that requests come through, with hubs offline. The
+    bytes that it loads are those that were verified, whatever happens to the store meanwhile.
+    """
+    from intaglio import verify
+    from intaglio.build.serve import serve
+    from intaglio.build.serving import prepare
+    from intaglio.errors import UsageError
+
+    if not sandbox:
+        raise UsageError(
+            "this version serves in the sandbox only",
+            hint="leave out --no-sandbox; `intaglio export --files DIR` writes the files for a server of your own",
+        )
+    store = setting.existing_store
+    image = store.resolve(reference)
+    report = verify.verify_image(store, image, setting.policy(policy), progress=setting.progress).require()
+    setting.progress.note(f"verified {reference} {image}: {sum(rule.result == 'pass' for rule in report.rules)} rules")
+    with store.scratch("serve") as scratch:
+        service = prepare(
+            store, scratch, report.files, runtime, context=context, offline=offline, progress=setting.progress
+        )
+        log = store.root / "logs" / f"serve-{image.hex}.log"
+        log.parent.mkdir(exist_ok=True)
+
+        def ready(address: str) -> None:
+            document = {"image": str(image), "name": reference, "url": address}
+            setting.emit(document, f"serving {reference} on {address} (Ctrl-C ends it)")
+            click.get_text_stream("stdout").flush()
+
+        return serve(
+            files=[service.placed(file) for file in report.files],
+            service=service.service,
+            name=reference,
+            port=port,
+            log=log,
+            ready=ready,
+            progress=setting.progress,
+        )

@@ -1,0 +1,394 @@
+"""``https:`` — against a real server (on loopback, where http: is allowed) with every fault it may have."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import random
+import socket
+import ssl
+import subprocess
+import sys
+
+import pytest
+
+from intaglio.content.tree import File, Tree
+from intaglio.digest import Digest
+from intaglio.errors import CorruptContent, MachineError, SourceUnreachable
+from intaglio.progress import Silent
+from intaglio.recipe.sources import http
+from intaglio.recipe.sources.http import Client, Network, origin, plain
+from intaglio.recipe.sources.interface import BadUri, resolve
+from tests.recipe.sources.kept import blobs, leftovers
+from tests.recipe.sources.web import Server
+
+DATA = random.Random(1).randbytes(300_000)
+DIGEST = Digest.of(DATA)
+TREE = Tree.of([File("model.bin", DIGEST, len(DATA))])
+
+
+class Bytes:
+    """A progress that adds up."""
+
+    def __init__(self):
+        self.count = 0
+        self.notes = []
+
+    def task(self, what, total=None, unit="B"):
+        return self
+
+    def advance(self, amount):
+        self.count += amount
+
+    def note(self, text):
+        self.notes.append(text)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+
+@pytest.fixture
+def fetch(server, store, network, tmp_path):
+    server.pages["/x/model.bin"] = DATA
+
+    def fetcher(expected=None, offline=False, progress=None, digest=DIGEST, uri=None, **changes):
+        source = resolve(uri or f"{server.url}/x/model.bin", tmp_path, name="weights", digest=digest)
+        source = dataclasses.replace(source, network=dataclasses.replace(network, **changes))
+        return source.fetch(store, expected=expected, progress=progress or Silent(), offline=offline)
+
+    return fetcher
+
+
+def test_a_file(fetch, store, server):
+    assert fetch() == TREE
+    assert store.has_tree(TREE.digest)
+    assert len(server.requests) == 1
+    assert not list((store.root / "partial").iterdir())
+
+
+def test_what_is_in_the_store_is_not_asked_for(fetch, server):
+    fetch()
+    server.requests.clear()
+    assert fetch(expected=TREE.digest, offline=True) == TREE
+    assert fetch(offline=True) == TREE
+    assert not server.requests
+
+
+def test_offline_and_not_in_the_store(fetch, server):
+    with pytest.raises(SourceUnreachable) as caught:
+        fetch(offline=True)
+    assert "--offline" in caught.value.message
+    assert not server.requests
+
+
+@pytest.mark.parametrize(
+    "faults", [["429"], ["500", "503"], ["close"], ["close", "close", "502"], ["stall"], ["trickle"]]
+)
+def test_faults_that_pass(fetch, server, faults):
+    server.faults["/x/model.bin"] = list(faults)
+    progress = Bytes()
+    assert fetch(progress=progress, attempts=5) == TREE
+    assert len(server.requests) == len(faults) + 1
+    assert progress.count == len(DATA)
+
+
+def test_going_on_where_it_ended(fetch, server):
+    server.faults["/x/model.bin"] = ["close"]
+    assert fetch() == TREE
+    first, second = server.asked("/x/model.bin")
+    assert "range" not in first
+    assert second["range"] == f"bytes={len(DATA) // 2}-"
+
+
+def test_going_on_in_another_process(fetch, server, store):
+    store.partial(DIGEST).parent.mkdir(exist_ok=True)
+    store.partial(DIGEST).write_bytes(DATA[:1000])
+    assert fetch() == TREE
+    assert server.asked("/x/model.bin")[0]["range"] == "bytes=1000-"
+
+
+@pytest.mark.parametrize("fault", ["no-range", "wrong-range"])
+def test_a_server_that_does_not_go_on(fetch, server, store, fault):
+    store.partial(DIGEST).parent.mkdir(exist_ok=True)
+    store.partial(DIGEST).write_bytes(DATA[:1000])
+    server.faults["/x/model.bin"] = [fault]
+    assert fetch() == TREE
+
+
+@pytest.mark.parametrize("wrong", [b"x" * 1000, DATA + b"more", b"y" * len(DATA)])
+def test_a_beginning_that_is_wrong_is_thrown_away(fetch, store, wrong):
+    store.partial(DIGEST).parent.mkdir(exist_ok=True)
+    store.partial(DIGEST).write_bytes(wrong)
+    assert fetch() == TREE
+
+
+@pytest.mark.parametrize("fault", ["wrong-bytes", "longer"])
+def test_other_bytes_are_refused_and_not_kept(fetch, server, store, fault):
+    server.faults["/x/model.bin"] = [fault] * 2
+    with pytest.raises(CorruptContent) as caught:
+        fetch()
+    assert "the bytes changed: expected " + str(DIGEST) in caught.value.message
+    assert "intaglio update weights" in (caught.value.hint or "")
+    assert not blobs(store)
+    assert not leftovers(store)
+    assert not list((store.root / "partial").iterdir())
+
+
+def test_a_lock_that_promises_another_tree(fetch, store):
+    with pytest.raises(CorruptContent) as caught:
+        fetch(expected=Digest.of(b"other"))
+    assert "intaglio update weights" in (caught.value.hint or "")
+
+
+def test_a_server_that_never_helps(fetch, server, store):
+    server.faults["/x/model.bin"] = ["close"] * 9
+    with pytest.raises(SourceUnreachable) as caught:
+        fetch()
+    assert "3 tries" in caught.value.message
+    assert not blobs(store)
+    assert store.partial(DIGEST).stat().st_size > 0  # the next build goes on from here
+
+
+@pytest.mark.parametrize(
+    ("status", "part"), [("404", "does not have it (404)"), ("403", "answers 403"), ("400", "refuses (400)")]
+)
+def test_refusals_are_not_asked_again(fetch, server, status, part):
+    server.faults["/x/model.bin"] = [status]
+    with pytest.raises(SourceUnreachable) as caught:
+        fetch()
+    assert part in caught.value.message
+    assert len(server.requests) == 1
+
+
+def test_an_encoded_body_is_refused(fetch, server):
+    server.faults["/x/model.bin"] = ["encoded"]
+    with pytest.raises(SourceUnreachable):
+        fetch()
+
+
+def test_nobody_listens(fetch, server):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with pytest.raises(SourceUnreachable) as caught:
+        fetch(uri=f"http://127.0.0.1:{port}/model.bin")
+    assert "cannot connect" in caught.value.message
+
+
+def test_no_such_host(fetch, monkeypatch):
+    monkeypatch.delenv("HTTPS_PROXY", raising=False)
+    monkeypatch.delenv("https_proxy", raising=False)
+
+    def unknown(*_, **__):
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    with pytest.raises(SourceUnreachable) as caught:
+        fetch(uri="https://nowhere.invalid/model.bin")
+    assert "no such host" in caught.value.message
+
+
+def test_redirects_are_followed_and_counted(fetch, server, cdn):
+    cdn.pages["/far/blob"] = DATA
+    server.redirects["/x/model.bin"] = f"{cdn.url}/far/blob?X-Amz-Signature=topsecret"
+    assert fetch() == TREE
+    server.redirects["/x/model.bin"] = "/x/model.bin"
+    with pytest.raises(SourceUnreachable) as caught:
+        fetch(digest=Digest.of(b"new"))
+    assert "more than 5 redirects" in caught.value.message
+
+
+def test_redirects_only_go_where_addresses_may(fetch, server):
+    for target in ("http://example.org/x", "file:///etc/passwd", "ftp://example.org/x"):
+        server.redirects["/x/model.bin"] = target
+        with pytest.raises(SourceUnreachable) as caught:
+            fetch()
+        assert "expected an https: address" in caught.value.message
+
+
+def test_a_signed_address_is_never_shown(fetch, server, cdn):
+    server.redirects["/x/model.bin"] = f"{cdn.url}/gone?X-Amz-Signature=topsecret"
+    with pytest.raises(SourceUnreachable) as caught:
+        fetch()
+    assert "topsecret" not in caught.value.message
+
+
+def test_a_token_goes_to_its_own_origin_only(server, cdn, network, tmp_path):
+    server.pages["/here"] = b"{}"
+    cdn.pages["/far"] = b"{}"
+    server.redirects["/there"] = f"{cdn.url}/far"
+    client = Client(network, {origin(server.url): "hf_secret"})
+    client.read(f"{server.url}/here", max_bytes=10)
+    client.read(f"{server.url}/there", max_bytes=10)
+    assert [headers.get("authorization") for _, headers in server.requests] == ["Bearer hf_secret"] * 2
+    assert [headers.get("authorization") for _, headers in cdn.requests] == [None]
+    cdn.redirects["/back"] = f"{server.url}/here"
+    client.read(f"{cdn.url}/back", max_bytes=10)
+    assert cdn.requests[-1][1].get("authorization") is None
+    assert "hf_secret" not in repr(client)
+
+
+def test_a_document_past_its_bound_is_refused(server, network):
+    server.pages["/big"] = b"x" * 1000
+    with pytest.raises(SourceUnreachable):
+        Client(network).read(f"{server.url}/big", max_bytes=999)
+
+
+def test_full_disk(fetch, monkeypatch):
+    class Full:
+        def __init__(self, inner):
+            self.inner = inner
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            self.inner.close()
+
+        def seek(self, _):
+            pass
+
+        def write(self, _):
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(http, "open", lambda *arguments: Full(open(*arguments)), raising=False)
+    with pytest.raises(MachineError) as caught:
+        fetch()
+    assert "the disk is full" in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("uri", "digest", "part"),
+    [
+        ("https://example.org/a", None, "not pinned"),
+        ("http://example.org/a", DIGEST, "expected an https: address"),
+        ("https://example.org/", DIGEST, "bad path"),
+        ("https://example.org/a/..", DIGEST, "bad path"),
+        ("https://example.org/%2e%2e", DIGEST, "bad path"),
+        ("https://example.org/a%2Fb", DIGEST, ""),
+        ("https://example.org/a%5Cb", DIGEST, "bad path"),
+        ("https://example.org/a%ff", DIGEST, "expected https://host/path/file"),
+        ("https:///a", DIGEST, "expected an https: address"),
+        ("https://[::1/a", DIGEST, "expected https://host/path/file"),
+        ("https://example.org/a#b", DIGEST, "without #"),
+    ],
+)
+def test_bad_addresses(tmp_path, uri, digest, part):
+    if not part:
+        assert resolve(uri, tmp_path, digest=digest)
+        return
+    with pytest.raises(BadUri) as caught:
+        resolve(uri, tmp_path, digest=digest)
+    assert part in caught.value.message
+
+
+def test_what_is_shown_of_an_address():
+    assert plain("https://me:pw@example.org:8/a/b?token=x#y") == "https://example.org:8/a/b"
+    assert origin("https://Example.org/a") == origin("https://example.org:443/b")
+    assert origin("https://example.org") != origin("http://example.org")
+
+
+def certificate(folder, name):
+    """A self-signed certificate for localhost, made with the engine's own library."""
+    import datetime
+
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+    now = datetime.datetime.now(datetime.timezone.utc)
+    built = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    pem = built.public_bytes(serialization.Encoding.PEM)
+    (folder / f"{name}.pem").write_bytes(pem)
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    (folder / f"{name}.key").write_bytes(private + pem)
+    return folder / f"{name}.pem", folder / f"{name}.key"
+
+
+@pytest.fixture
+def secure(tmp_path):
+    authority, key = certificate(tmp_path, "ours")
+    server = Server()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(key)
+    server._http.socket = context.wrap_socket(server._http.socket, server_side=True, do_handshake_on_connect=False)
+    server.pages["/a"] = b"{}"
+    yield f"https://localhost:{server._http.server_port}/a", authority
+    server.close()
+
+
+def test_only_our_own_configuration_names_authorities(secure, tmp_path, network, monkeypatch):
+    url, authority = secure
+    other, _ = certificate(tmp_path, "other")
+    # What other tools listen to neither opens the door …
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority))
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(authority))
+    monkeypatch.delenv("INTAGLIO_CA_FILE", raising=False)
+    quick = dataclasses.replace(Network.from_environment(), attempts=1)
+    with pytest.raises(SourceUnreachable) as caught:
+        Client(quick).read(url, max_bytes=10)
+    assert "certificate is not trusted" in caught.value.message
+    assert "INTAGLIO_CA_FILE" in (caught.value.hint or "")
+    # … nor closes it.
+    monkeypatch.setenv("SSL_CERT_FILE", str(other))
+    monkeypatch.setenv("INTAGLIO_CA_FILE", str(authority))
+    assert Client(Network.from_environment()).read(url, max_bytes=10).body == b"{}"
+    monkeypatch.setenv("INTAGLIO_CA_FILE", str(other))
+    with pytest.raises(SourceUnreachable):
+        Client(dataclasses.replace(Network.from_environment(), attempts=1)).read(url, max_bytes=10)
+    monkeypatch.setenv("INTAGLIO_CA_FILE", str(tmp_path / "gone.pem"))
+    with pytest.raises(MachineError):
+        Client(Network.from_environment()).read(url, max_bytes=10)
+
+
+def test_https_never_goes_on_over_http(network, monkeypatch):
+    client = Client(network)
+
+    class Answer:
+        status = 302
+        headers = {"Location": "http://127.0.0.1:1/x"}  # noqa: RUF012
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr(client, "_ask", lambda url, headers: Answer())
+    with pytest.raises(SourceUnreachable) as caught:
+        client.read("https://example.org/a", max_bytes=10)
+    assert "redirects from https:" in caught.value.message
+
+
+def test_two_processes_fetch_once(server, store, tmp_path):
+    server.pages["/x/model.bin"] = DATA
+    code = (
+        "import sys, pathlib\n"
+        "from intaglio.content.layout import Store\n"
+        "from intaglio.digest import Digest\n"
+        "from intaglio.progress import Silent\n"
+        "from intaglio.recipe.sources.interface import resolve\n"
+        "source = resolve(sys.argv[1], pathlib.Path('.'), digest=Digest(sys.argv[2]))\n"
+        "source.fetch(Store.open(pathlib.Path(sys.argv[3])), expected=None, progress=Silent(), offline=False)\n"
+    )
+    command = [sys.executable, "-c", code, f"{server.url}/x/model.bin", str(DIGEST), str(store.root)]
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+    both = [subprocess.Popen(command, env=environment) for _ in range(2)]
+    assert [process.wait(60) for process in both] == [0, 0]
+    assert len(server.requests) == 1
+    assert store.has_tree(TREE.digest)
