@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 from pathlib import Path
 
 import pytest
 from tests import programs
 
+_COUNT = itertools.count()
+
+
+@pytest.fixture(scope="session")
+def _homes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("homes")
+
 
 @pytest.fixture(autouse=True)
-def _own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test reads or writes the user's own configuration, keys or store."""
-    for name in ("INTAGLIO_STORE", "INTAGLIO_PASSPHRASE", "INTAGLIO_PASSPHRASE_FILE", "INTAGLIO_DATA"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("INTAGLIO_HOME", str(tmp_path_factory.mktemp("home")))
+def _own_home(_homes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads or writes the user's own configuration, keys or store; the folder is not there yet."""
+    for name in [name for name in os.environ if name.startswith("INTAGLIO_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("INTAGLIO_HOME", str(_homes / str(next(_COUNT))))
 
 
 @pytest.fixture(scope="session")

@@ -94,7 +94,7 @@ def test_events_arrive_and_bad_ones_become_notes(box: Box) -> None:
 
 
 def test_a_flood_of_bad_events_neither_crashes_nor_fills_the_log(box: Box) -> None:
-    outcome = box.python("import os\nfor _ in range(2000): os.write(3, b'bad\\n' * 1000)")
+    outcome = box.python("import os\nfor _ in range(300): os.write(3, b'bad\\n' * 1000)")
     assert outcome.status == 0
     assert len(box.said()) < 20_000
 
@@ -105,9 +105,7 @@ def test_an_error_in_the_receiver_ends_the_sandbox(box: Box) -> None:
 
     started = time.monotonic()
     with pytest.raises(ZeroDivisionError):
-        sandbox.run(
-            box.spec("/bin/sh", "-c", "echo '{}' >&3; sleep 100"), log=box.log, on_event=receive
-        )
+        sandbox.run(box.spec("/bin/sh", "-c", "echo '{}' >&3; sleep 100"), log=box.log, on_event=receive)
     assert time.monotonic() - started < 10
     assert not _left_over()
 
@@ -413,7 +411,11 @@ def test_an_unprivileged_user_gets_the_same_walls(box: Box) -> None:
                 os.setresuid(65534, 65534, 65534)
                 mounts = (Mount(place / "work", "/work", writable=True), Mount(place / "out", "/out", writable=True))
                 spec = sandbox.SandboxSpec(
-                    argv=("/bin/sh", "-c", "id -un; echo x > /out/x; unshare -U true && exit 1; ls /root && exit 2; exit 4"),
+                    argv=(
+                        "/bin/sh",
+                        "-c",
+                        "id -un; echo x > /out/x; unshare -U true && exit 1; ls /root && exit 2; exit 4",
+                    ),
                     mounts=mounts,
                     environment={"PATH": "/usr/bin:/bin"},
                     limits=Limits(memory=256 * MIB, processes=16, time=20, disk=MIB),
@@ -443,9 +445,7 @@ def test_descriptors_are_handed_in(box: Box) -> None:
     source = box.place / "blob"
     source.write_text("bytes")
     with open(source) as stream:
-        outcome = box.sh(
-            "cat /model/a/b", links=(("/model/a/b", "/proc/1/fd/100"),), descriptors=(stream.fileno(),)
-        )
+        outcome = box.sh("cat /model/a/b", links=(("/model/a/b", "/proc/1/fd/100"),), descriptors=(stream.fileno(),))
     assert outcome.status == 0
     assert box.said() == "bytes"
 

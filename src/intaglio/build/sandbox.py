@@ -79,10 +79,10 @@ def run(spec: SandboxSpec, *, log: Path, on_event: Callable[[Object], None], sto
     Raises:
         MachineError: the sandbox could not be set up.
     """
-    from intaglio.build.supervisor import EVENTS_FD, GATE, INFO_FD, SECCOMP_FD, Watch, supervise
+    from intaglio.build.supervisor import EVENTS_FD, GATE, SECCOMP_FD, Watch, supervise
 
     argv = [
-        *_walls(spec), "--info-fd", str(INFO_FD), "--new-session", "--setenv", "INTAGLIO_EVENTS_FD", str(EVENTS_FD),
+        *_walls(spec), "--new-session", "--setenv", "INTAGLIO_EVENTS_FD", str(EVENTS_FD),
         "--", *GATE, *spec.argv,
     ]  # fmt: skip
     watch = Watch(

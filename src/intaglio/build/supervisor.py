@@ -30,7 +30,7 @@ from intaglio.build.limits import Limits, Outcome, disk_usage
 from intaglio.errors import CorruptContent, MachineError
 from intaglio.strictjson import Object
 
-__all__ = ["EVENTS_FD", "GATE", "INFO_FD", "SECCOMP_FD", "Outcome", "Stop", "Watch", "spawn", "supervise"]
+__all__ = ["EVENTS_FD", "GATE", "SECCOMP_FD", "Outcome", "Stop", "Watch", "spawn", "supervise"]
 
 GATE = ("/bin/sh", "-c", 'umask 022; echo >&3; read -r _ || exit 1; exec "$@" </dev/null', "gate")
 """What runs first inside, in front of the program's own arguments."""
@@ -38,14 +38,16 @@ EVENTS_FD = 3
 """Where the program finds the pipe for its events."""
 SECCOMP_FD = 4
 """Where bubblewrap finds the system-call filter."""
-INFO_FD = 5
-"""Where bubblewrap tells the process id of the first process inside."""
 _MAX_LINE = 64 << 10
 _MAX_NOTES = 100
 _SETUP_SECONDS = 60.0
 _DISK_SECONDS = 0.25
 _RESERVE = 64 << 20
 """Bytes that a step must leave free on a file system that it writes to, unless that is small."""
+_SLACK = 256 << 20
+"""Bytes that one process may reserve past the limit where memory is polled: what is reserved is more than what is used."""
+_PATIENCE = 5.0
+"""Seconds that a sandbox being set up gets to give up by itself, which bubblewrap does better than being killed."""
 _DEFAULT_SIGNALS = (
     signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGPIPE, signal.SIGXFSZ
 )  # fmt: skip
@@ -135,40 +137,36 @@ class _Run:
         self._events = _Events(watch.on_event, self._log)
         self._group = open_group(watch.limits)
         stack.callback(lambda: self._group.close())
+        self._pid: int | None = None
+        """Bubblewrap's process, which waits for the first one inside."""
+        self._monitor: int | None = None
         self._first: int | None = None
-        """Descriptor of the first process inside, once it is known."""
+        """Descriptors of both; the first one inside is known once it has reached the gate."""
+        self._gate: int | None = None
         self._limit: str | None = None
         self._started: float | None = None
         self._seconds = 0.0
-        self._status: int | None = None
+        self._status = 0
         self._largest = 0
         self._deadline = time.monotonic() + _SETUP_SECONDS
         self._next_disk = time.monotonic() + _DISK_SECONDS
 
     def start(self, argv: list[str], descriptors: Mapping[int, int]) -> None:
-        """Start it up to its gate, bound to its control group and to this process."""
-        with contextlib.ExitStack() as theirs:
-            gate, self._gate = self._pipe(theirs, ours=1)
-            events, self._pipe_end = self._pipe(theirs, ours=0)
-            info, info_end = self._pipe(theirs, ours=0)
-            given = {0: gate, 1: self._log, 2: self._log, EVENTS_FD: events, INFO_FD: info}
-            self._pid = spawn(argv, given | dict(descriptors), own_group=True)
-            self._stack.callback(self._end)
+        """Start it, in its control group."""
+        self._stack.callback(self._end)
+        gate, self._gate = os.pipe2(os.O_CLOEXEC)
+        events, theirs = os.pipe2(os.O_CLOEXEC)
+        self._pipe = events
+        self._stack.callback(os.close, events)
+        try:
+            given = {0: gate, 1: self._log, 2: self._log, EVENTS_FD: theirs, **descriptors}
+            self._pid = spawn(argv, given, own_group=True)
+        finally:
+            os.close(gate)
+            os.close(theirs)
         self._monitor = os.pidfd_open(self._pid)
-        self._stack.callback(os.close, self._monitor)
         # The kernel takes some 10 ms for the first move, which bubblewrap spends on its own setup.
         self._join(self._pid, first=False)
-        told = re.search(rb'"child-pid": (\d+)', _read_all(info_end))
-        if told and self._adopt(int(told[1])):
-            self._join(int(told[1]), first=True)
-            self._bind(int(told[1]))
-
-    def _pipe(self, theirs: contextlib.ExitStack, *, ours: int) -> tuple[int, int]:
-        """Return their end and our end of a new pipe."""
-        ends = os.pipe2(os.O_CLOEXEC)
-        theirs.callback(os.close, ends[1 - ours])
-        self._stack.callback(os.close, ends[ours])
-        return ends[1 - ours], ends[ours]
 
     def _join(self, pid: int, *, first: bool) -> None:
         """Take a process into the control group; where that is refused, watch it instead."""
@@ -181,24 +179,24 @@ class _Run:
             self._group = Group(self._watch.limits)
             self._group.add(pid, first=first)
 
-    def _adopt(self, pid: int) -> bool:
-        """Keep a descriptor of the first process inside, unless its number has passed to another."""
-        try:
-            descriptor = os.pidfd_open(pid)
-            self._stack.callback(os.close, descriptor)
-            parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-        except (OSError, ValueError, IndexError):
-            return False
-        if parent == self._pid:
-            self._first = descriptor
-        return parent == self._pid
+    def _release(self) -> None:
+        """Open the gate: the program's first process is there; bind it to its limits and let it go on."""
+        pid = None if self._pid is None else _child(self._pid)
+        if pid is None or self._gate is None:
+            return  # it has ended meanwhile
+        self._first = os.pidfd_open(pid)
+        self._join(pid, first=True)
+        self._bind(pid)
+        self._started = time.monotonic()
+        self._deadline = self._started + self._watch.limits.time
+        os.write(self._gate, b"\n")
 
     def _bind(self, pid: int) -> None:
         """Set the limits that go with a process: the backstops."""
         limits = self._watch.limits
         bounds = {resource.RLIMIT_FSIZE: limits.disk, resource.RLIMIT_CORE: 0}
         if self._group.interval is not None:
-            bounds |= {resource.RLIMIT_DATA: limits.memory, resource.RLIMIT_NPROC: limits.processes + 1}
+            bounds |= {resource.RLIMIT_DATA: limits.memory + _SLACK, resource.RLIMIT_NPROC: limits.processes + 1}
         for kind, bound in bounds.items():
             hard = resource.getrlimit(kind)[1]
             value = bound if hard == resource.RLIM_INFINITY else min(bound, hard)
@@ -209,16 +207,16 @@ class _Run:
         """Let the program run, and come back when all of it is dead."""
         stop = self._watch.stop
         with select.epoll() as epoll:
-            epoll.register(self._monitor, select.EPOLLIN)
-            epoll.register(self._pipe_end, select.EPOLLIN)
+            epoll.register(_present(self._monitor), select.EPOLLIN)
+            epoll.register(self._pipe, select.EPOLLIN)
             for descriptor, mask in self._group.watch():
                 epoll.register(descriptor, mask)
             if stop is not None:
                 epoll.register(stop.fileno(), select.EPOLLIN)
             while True:
                 ready = {descriptor for descriptor, _ in epoll.poll(max(0.0, self._wake() - time.monotonic()))}
-                if self._pipe_end in ready and not self._receive():
-                    epoll.unregister(self._pipe_end)
+                if self._pipe in ready and not self._receive():
+                    epoll.unregister(self._pipe)
                 if self._monitor in ready:
                     break
                 if stop is not None and stop.fileno() in ready:
@@ -237,13 +235,10 @@ class _Run:
 
     def _receive(self) -> bool:
         """Take what stands in the event pipe; return whether more may come."""
-        chunk = os.read(self._pipe_end, 1 << 16)
+        chunk = os.read(self._pipe, 1 << 16)
         if chunk and self._started is None:
-            chunk = chunk[1:]  # the gate's own line: everything is set up
-            self._started = time.monotonic()
-            self._deadline = self._started + self._watch.limits.time
-            os.write(self._gate, b"\n")
-            self._events.feed(chunk)
+            chunk = chunk[1:]  # the gate's own line
+            self._release()
             return True
         self._events.feed(chunk)
         return bool(chunk)
@@ -282,26 +277,37 @@ class _Run:
         return False
 
     def _kill(self) -> None:
-        """Kill process 1 inside, and with it all others; bubblewrap follows."""
-        with contextlib.suppress(ProcessLookupError):
-            if self._first is not None:
+        """Kill process 1 inside, and with it all others; where it is not there yet, close the gate before it."""
+        if self._first is not None:
+            with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._first, signal.SIGKILL)
-            else:
-                os.kill(self._pid, signal.SIGKILL)
+        elif self._gate is not None:
+            os.close(self._gate)
+            self._gate = None
+            self._deadline = time.monotonic() + _PATIENCE
+        elif self._pid is not None:
+            os.kill(self._pid, signal.SIGKILL)
 
     def _end(self) -> None:
         """Make sure that all of it is dead, and reap it."""
-        if self._status is not None:
-            return
-        finished = select.select([self._monitor], [], [], 0)[0] if hasattr(self, "_monitor") else []
-        if not finished:
-            self._kill()
-        _, status, usage = os.wait4(self._pid, 0)
-        if self._first is not None:
-            select.select([self._first], [], [])
-        self._seconds = time.monotonic() - (self._started or time.monotonic())
-        self._status = os.waitstatus_to_exitcode(status)
-        self._largest = usage.ru_maxrss * 1024
+        if self._pid is not None:
+            monitor = self._monitor if self._monitor is not None else os.pidfd_open(self._pid)
+            if not select.select([monitor], [], [], 0)[0]:
+                self._kill()
+                if not select.select([monitor], [], [], _PATIENCE)[0]:
+                    os.kill(self._pid, signal.SIGKILL)
+            _, status, usage = os.wait4(self._pid, 0)
+            self._pid = None
+            self._status = os.waitstatus_to_exitcode(status)
+            self._largest = usage.ru_maxrss * 1024
+            os.close(monitor)
+            if self._first is not None:
+                select.select([self._first], [], [])
+                os.close(self._first)
+            self._seconds = time.monotonic() - (self._started or time.monotonic())
+        if self._gate is not None:
+            os.close(self._gate)
+            self._gate = None
 
     def outcome(self) -> Outcome:
         """Return how it ended.
@@ -309,14 +315,13 @@ class _Run:
         Raises:
             MachineError: it never came to its gate.
         """
-        status = self._status if self._status is not None else 255
         limit = self._limit or self._group.poll()
         if self._started is None:
             raise _no_sandbox(_tail(self._watch.log, self._log_start))
         if limit is None and self._disk_full():
             limit = "disk"
         return Outcome(
-            status=128 - status if status < 0 else status,
+            status=128 - self._status if self._status < 0 else self._status,
             limit=limit,
             peak_memory=max(self._group.peak, self._largest),
             seconds=self._seconds,
@@ -348,7 +353,10 @@ class _Events:
             self._skipping = True
 
     def _line(self, line: bytes) -> None:
-        if not line.strip():
+        if not line:
+            return
+        if not line.startswith(b"{"):
+            self._note("not a JSON object")
             return
         try:
             event = strictjson.parse_object(line, what="event", max_bytes=_MAX_LINE, max_depth=8)
@@ -382,8 +390,23 @@ def _tail(path: Path, start: int) -> str:
         return stream.read(4096).decode(errors="replace").strip()
 
 
-def _read_all(descriptor: int) -> bytes:
-    chunks = []
-    while chunk := os.read(descriptor, 4096):
-        chunks.append(chunk)
-    return b"".join(chunks)
+def _child(pid: int) -> int | None:
+    """Return the one child of a process."""
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:  # a kernel without it, or a process that has ended
+        children = [name for name in os.listdir("/proc") if name.isdigit() and _parent(name) == pid]
+    return int(children[0]) if children else None
+
+
+def _parent(name: str) -> int | None:
+    try:
+        return int(Path("/proc", name, "stat").read_text().rpartition(")")[2].split()[1])
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def _present(descriptor: int | None) -> int:
+    if descriptor is None:
+        raise ValueError("not started")
+    return descriptor

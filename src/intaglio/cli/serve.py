@@ -15,7 +15,8 @@ from intaglio.cli.setting import Setting, options
 @click.option("--policy", type=click.Path(path_type=Path), help="Verify against this policy instead of the home's.")
 @click.option("--runtime", help="Server program; default: the first that serves the image's format.")
 @click.option("--context", type=click.IntRange(1), help="Tokens of context; default: what the model says.")
-@click.option("--sandbox/--no-sandbox", default=True, show_default=True, help="Serve inside the sandbox.")
+@click.option("--prepare", is_flag=True, help="Verify, fetch what serving needs, and stop: then --offline works.")
+@click.option("--sandbox", is_flag=True, default=True, help="Serve inside the sandbox: always so, there is no other way.")
 @click.option("--offline", is_flag=True, help="Ask no network, not even for the server's toolchain.")
 @options
 def command(
@@ -25,7 +26,8 @@ def command(
     policy: Path | None,
     runtime: str | None,
     context: int | None,
-    sandbox: bool,
+    prepare: bool,
+    sandbox: bool,  # noqa: ARG001 - said for clarity; nothing is served outside
     offline: bool,
 ) -> int:
     """Verify an image, then serve it: an OpenAI-compatible API on 127.0.0.1.
@@ -33,35 +35,35 @@ def command(
     \b
     Examples:
       intaglio serve examples/smollm2-helpdesk:1.0.0 --port 8080
+      intaglio serve examples/smollm2-helpdesk:1.0.0 --prepare     then --offline needs no network
       curl http://127.0.0.1:8080/v1/models
 
     The server runs in the sandbox without network but the socket that requests come through, with hubs offline. The
     bytes that it loads are those that were verified, whatever happens to the store meanwhile.
     """
     from intaglio import verify
+    from intaglio.build import serving
     from intaglio.build.serve import serve
-    from intaglio.build.serving import prepare
-    from intaglio.errors import UsageError
 
-    if not sandbox:
-        raise UsageError(
-            "this version serves in the sandbox only",
-            hint="leave out --no-sandbox; `intaglio export --files DIR` writes the files for a server of your own",
-        )
     store = setting.existing_store
     image = store.resolve(reference)
     report = verify.verify_image(store, image, setting.policy(policy), progress=setting.progress).require()
     setting.progress.note(f"verified {reference} {image}: {sum(rule.result == 'pass' for rule in report.rules)} rules")
     with store.scratch("serve") as scratch:
-        service = prepare(
+        service = serving.prepare(
             store, scratch, report.files, runtime, context=context, offline=offline, progress=setting.progress
         )
+        if prepare:
+            setting.emit(
+                {"image": str(image), "name": reference, "prepared": True}, f"{reference}: ready to serve offline"
+            )
+            return 0
         log = store.root / "logs" / f"serve-{image.hex}.log"
         log.parent.mkdir(exist_ok=True)
 
         def ready(address: str) -> None:
-            document = {"image": str(image), "name": reference, "url": address}
-            setting.emit(document, f"serving {reference} on {address} (Ctrl-C ends it)")
+            about = {"image": str(image), "name": reference, "url": address}
+            setting.emit(about, f"serving {reference} on {address} (Ctrl-C ends it)")
             click.get_text_stream("stdout").flush()
 
         return serve(
