@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import click
@@ -16,7 +17,7 @@ from intaglio.cli.setting import Setting, options
 @click.option("--runtime", help="Server program; default: the first that serves the image's format.")
 @click.option("--context", type=click.IntRange(1), help="Tokens of context; default: what the model says.")
 @click.option("--prepare", is_flag=True, help="Verify, fetch what serving needs, and stop: then --offline works.")
-@click.option("--sandbox", is_flag=True, default=True, help="Serve inside the sandbox: always so, there is no other way.")
+@click.option("--sandbox", is_flag=True, default=True, help="Serve inside the sandbox: there is no other way.")
 @click.option("--offline", is_flag=True, help="Ask no network, not even for the server's toolchain.")
 @options
 def command(
@@ -64,7 +65,7 @@ def command(
         def ready(address: str) -> None:
             about = {"image": str(image), "name": reference, "url": address}
             setting.emit(about, f"serving {reference} on {address} (Ctrl-C ends it)")
-            click.get_text_stream("stdout").flush()
+            sys.stdout.flush()
 
         return serve(
             files=[service.placed(file) for file in report.files],
