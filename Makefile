@@ -42,7 +42,7 @@ bench: setup-test ## Measure ingest, verification, sandbox and cached builds
 	$(BIN)/python -m benchmarks
 
 docs: setup-docs ## Build the documentation into site/, every link checked
-	$(BIN)/mkdocs build --strict --quiet
+	$(BIN)/mkdocs build --strict
 
 clean: ## Remove what was made here; downloads outside the checkout stay
 	@chmod -R u+w .intaglio-demo 2>/dev/null || true

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import select
 import shutil
-import signal
 import stat
 import statistics
 import subprocess
@@ -299,8 +298,8 @@ def test_killing_the_engine_kills_the_sandbox_and_the_next_run_cleans_up(box: Bo
     engine = subprocess.Popen(
         [sys.executable, "-c", _ENGINE, str(box.place)], stdout=subprocess.PIPE, start_new_session=True
     )
+    assert engine.stdout is not None
     try:
-        assert engine.stdout is not None
         pid = int(engine.stdout.readline())
         sleeper = os.pidfd_open(pid)
     finally:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import http.server
 import os
 import shutil
+import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -160,6 +165,55 @@ sha256 = "{"0" * 64}"
     made.unlink()
     with pytest.raises(SourceUnreachable, match="no index or find-links has"):
         fetch(tools, Store.open(tmp_path / "fresh"))
+
+
+@pytest.fixture
+def index(tmp_path: Path, links: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A simple index (PEP 503) over HTTP on loopback, with credentials in its address; it is all that pip knows."""
+    folder = tmp_path / "index"
+    for path in links.iterdir():
+        package = folder / "simple" / path.name.split("-")[0].replace("_", "-")
+        package.mkdir(parents=True)
+        shutil.copy(path, package)
+        (package / "index.html").write_text(f'<!DOCTYPE html><a href="{path.name}">{path.name}</a>')
+    handler = functools.partial(QuietHandler, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.delenv("PIP_NO_INDEX")
+        monkeypatch.delenv("PIP_FIND_LINKS")
+        monkeypatch.setenv("PIP_RETRIES", "0")
+        monkeypatch.setenv("PIP_INDEX_URL", f"http://someone:s3cret@127.0.0.1:{server.server_port}/simple")
+        yield folder
+        server.shutdown()
+
+
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+def test_an_index_over_http_serves_as_well(tools, store, index, links):
+    shutil.rmtree(links)
+    fetch(tools, store)
+    assert wheels.missing(tools, store) == ()
+
+
+def test_credentials_of_an_index_are_in_no_message(tools, store, index):
+    shutil.rmtree(index / "simple" / "third")
+    with pytest.raises(SourceUnreachable) as caught:
+        fetch(tools, store)
+    assert "third==3.1" in caught.value.message
+    assert "s3cret" not in caught.value.message
+
+
+def test_an_sdist_comes_from_an_index_over_http(tmp_path, links, index):
+    made = wheelhouse.sdist(index / "simple" / "sourceonly", "sourceonly", "1.0", "raise SystemExit(3)\n")
+    (made.parent / "index.html").write_text(f'<!DOCTYPE html><a href="{made.name}">{made.name}</a>')
+    place = tmp_path / "place"
+    place.mkdir()
+    command = [sys.executable, str(Path(wheels.__file__).with_name("sdist_fetch.py")), "sourceonly", made.name]
+    subprocess.run([*command, str(place)], check=True, capture_output=True)
+    assert (place / made.name).read_bytes() == made.read_bytes()
 
 
 def test_a_python_without_pip_is_said_to_be_one(tools, store, tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.recipe.bench import builder, recipe
 
 from intaglio.digest import Digest
 from intaglio.errors import ExitCode, LockError, MachineError, UsageError
@@ -17,7 +18,6 @@ from intaglio.recipe import lock, modelfile
 from intaglio.recipe.lock import InputPin, Lock, Move, Wanted
 from intaglio.recipe.program import Steps
 from intaglio.recipe.sources.interface import Pin
-from tests.recipe.bench import builder, recipe
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "recipe"
 PATH = Path("Modelfile.lock")
@@ -132,7 +132,7 @@ def test_golden_text():
     assert lock.parse((VECTORS / "Modelfile.lock").read_text(encoding="utf-8"), PATH) == FULL
 
 
-NAMES = st.text(st.characters(codec="utf-8", exclude_categories=("Cs",)), max_size=8)
+NAMES = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=8)
 DIGESTS = st.integers().map(digest)
 PINS = st.builds(Pin, DIGESTS, st.integers(0, 2**53 - 1), st.integers(0, 5000))
 LOCKS = st.builds(

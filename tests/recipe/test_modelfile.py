@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - one line a case
 """Recipes: what is read, and that every mistake is named with its line, its key and what would be right."""
 
 from __future__ import annotations
@@ -8,12 +9,12 @@ import time
 from pathlib import Path
 
 import pytest
+from tests.recipe.bench import RECIPE, STEP, builder, recipe
 
 from intaglio.errors import ExitCode, RecipeError
 from intaglio.recipe import modelfile
 from intaglio.recipe.limits import Limits
 from intaglio.recipe.program import Steps
-from tests.recipe.bench import RECIPE, STEP, builder, recipe
 
 ROOT = Path(__file__).parents[2]
 

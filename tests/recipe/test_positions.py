@@ -13,7 +13,7 @@ from intaglio.recipe.positions import dotted, index, line_of
 
 NAMES = st.one_of(
     st.from_regex(r"[A-Za-z0-9_-]{1,6}", fullmatch=True),
-    st.text(st.characters(codec="utf-8", exclude_categories=("Cs",)), max_size=5),
+    st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=5),
     st.sampled_from(["a.b", 'qu"ote', "[x]", "#", "=", "\\", "", "'", "\n", "true"]),
 )
 # Shape of a value: a dict is a table, a list an array, 0 a leaf that the writer replaces by a marker of its own.
@@ -40,7 +40,7 @@ class Writer:
 
     def __init__(self, document, chance):
         self.chance = chance
-        self.parts = []
+        self.parts: list[str] = []
         self.marks = {}
         self.table(document, (), header=False)
         self.text = "".join(self.parts)
@@ -120,9 +120,7 @@ class Writer:
         for name, item in value.items():
             self.blank()
             tables = isinstance(item, list) and item and all(isinstance(one, dict) for one in item)
-            if isinstance(item, dict) and self.pick(True, False):
-                later.append((name, item))
-            elif tables and self.pick(True, False):
+            if (isinstance(item, dict) or tables) and self.pick(True, False):
                 later.append((name, item))
             elif isinstance(item, dict) and len(item) == 1 and self.pick(True, False):
                 (inner, below), *_ = item.items()

@@ -6,12 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
+from tests.recipe.bench import STEP, builder
 
 from intaglio.digest import Digest
 from intaglio.errors import RecipeError
 from intaglio.recipe import program
 from intaglio.recipe.limits import Limits
-from tests.recipe.bench import STEP, builder
 
 ROOT = Path(__file__).parents[2]
 VECTORS = Path(__file__).parents[1] / "vectors" / "recipe"
@@ -128,7 +128,8 @@ def test_unknown_programs(shop, name):
 def test_a_server_program(shop):
     (shop / "servers").mkdir()
     (shop / "servers" / "echo.toml").write_text(
-        'server = "echo"\nsummary = "Say it again."\ntoolchain = "convert"\nformats = ["gguf"]\nlib = ["events"]\nmemory = "4GiB"\n'
+        'server = "echo"\nsummary = "Say it again."\ntoolchain = "convert"\nformats = ["gguf"]\n'
+        'lib = ["events"]\nmemory = "4GiB"\n'
     )
     (shop / "servers" / "echo.py").write_text("print('echo')\n")
     found = program.load_server("echo", shop)

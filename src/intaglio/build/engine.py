@@ -163,7 +163,11 @@ class Engine:
                     for name in [name for name in waiting if self._ready(name)]:
                         waiting.remove(name)
                         running[pool.submit(self._step, name)] = name
-                done, _ = wait(running, return_when=FIRST_COMPLETED)
+                try:
+                    done, _ = wait(running, return_when=FIRST_COMPLETED)
+                except KeyboardInterrupt:
+                    self._runner.stop()
+                    raise
                 for future in done:
                     del running[future]
                     failure = failure or future.exception()

@@ -81,6 +81,10 @@ class Runner:
                 raise self._failure(name, planned.step, outcome, events, log.path)
             return self._collect(name, planned.step, staged, log.path)
 
+    def stop(self) -> None:
+        """End what runs: somebody asked for it."""
+        self._executor.stop()
+
     def room(self, planned: PlannedStep) -> Room:
         """Return the environment of a step, fetched and realised if it is not there."""
         return Room(self.environment(planned.toolchain, planned.interpreter), planned.interpreter)

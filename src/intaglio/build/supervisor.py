@@ -45,7 +45,7 @@ _DISK_SECONDS = 0.25
 _RESERVE = 64 << 20
 """Bytes that a step must leave free on a file system that it writes to, unless that is small."""
 _SLACK = 256 << 20
-"""Bytes that one process may reserve past the limit where memory is polled: what is reserved is more than what is used."""
+"""Bytes that one process may reserve past the limit where memory is polled: it counts what is used, which is less."""
 _PATIENCE = 5.0
 """Seconds that a sandbox being set up gets to give up by itself, which bubblewrap does better than being killed."""
 _DEFAULT_SIGNALS = (
@@ -144,6 +144,7 @@ class _Run:
         """Descriptors of both; the first one inside is known once it has reached the gate."""
         self._gate: int | None = None
         self._limit: str | None = None
+        self._stopped = False
         self._started: float | None = None
         self._seconds = 0.0
         self._status = 0
@@ -244,6 +245,7 @@ class _Run:
         return bool(chunk)
 
     def _ask_to_stop(self) -> None:
+        self._stopped = True
         if self._watch.grace > 0 and self._first is not None:
             signal.pidfd_send_signal(self._first, signal.SIGTERM)
             self._deadline = min(self._deadline, time.monotonic() + self._watch.grace)
@@ -317,7 +319,10 @@ class _Run:
         """
         limit = self._limit or self._group.poll()
         if self._started is None:
-            raise _no_sandbox(_tail(self._watch.log, self._log_start))
+            if self._stopped:
+                self._status = -signal.SIGKILL
+            else:
+                raise _no_sandbox(_tail(self._watch.log, self._log_start))
         if limit is None and self._disk_full():
             limit = "disk"
         return Outcome(

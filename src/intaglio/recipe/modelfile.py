@@ -171,7 +171,7 @@ def read(
     Args:
         path: where it is; stands in messages as it is given.
         programs: finds a step program by what ``uses`` says; default :class:`~intaglio.recipe.program.Steps`.
-        revision: asks what commit a branch means now, for the message that refuses it: only ``lock`` and ``update``, which
+        revision: asks what commit a branch means now, for the message that refuses it; only ``lock`` and ``update``,
             which use the network, give :func:`intaglio.recipe.sources.hf.current_revision`.
 
     Raises:

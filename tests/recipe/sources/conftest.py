@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from tests.recipe.sources.web import Hub, Server
 
 from intaglio.content.layout import Store
 from intaglio.recipe.sources.http import Network
-from tests.recipe.sources.web import Hub, Server
 
 NETWORK = Network(timeout=0.5, slowest=4096, attempts=3, backoff=0.01, longest_wait=0.05)
 

@@ -6,13 +6,13 @@ import os
 import time
 
 import pytest
+from tests.recipe.sources.kept import blobs, leftovers
 
 from intaglio.content.tree import File, Tree
 from intaglio.digest import Digest
 from intaglio.errors import CorruptContent, SourceUnreachable
 from intaglio.progress import Silent
 from intaglio.recipe.sources.interface import BadUri, resolve
-from tests.recipe.sources.kept import blobs, leftovers
 
 
 class Memory:

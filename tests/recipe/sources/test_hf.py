@@ -6,6 +6,9 @@ import dataclasses
 import random
 
 import pytest
+from tests.recipe.sources.kept import blobs, leftovers
+from tests.recipe.sources.test_https import Bytes
+from tests.recipe.sources.web import Hub
 
 from intaglio.content.tree import File, Tree
 from intaglio.digest import Digest
@@ -13,9 +16,6 @@ from intaglio.errors import CorruptContent, SourceUnreachable, UsageError
 from intaglio.progress import Silent
 from intaglio.recipe.sources.hf import HubSource, current_revision
 from intaglio.recipe.sources.interface import BadUri, FloatingRevision, resolve
-from tests.recipe.sources.kept import blobs, leftovers
-from tests.recipe.sources.test_https import Bytes
-from tests.recipe.sources.web import Hub
 
 CHANCE = random.Random(2)
 FILES = {
@@ -214,7 +214,7 @@ def test_a_listing_that_is_none(fetch, hub, body):
 
 
 def test_the_token_goes_to_the_endpoint_and_to_nobody_else(fetch, hub, cdn, monkeypatch):
-    hub.needs_token = "hf_topsecrettoken"
+    hub.needs_token = "hf_topsecrettoken"  # noqa: S105 - none
     with pytest.raises(SourceUnreachable) as caught:
         fetch()
     assert "401" in caught.value.message
@@ -226,7 +226,7 @@ def test_the_token_goes_to_the_endpoint_and_to_nobody_else(fetch, hub, cdn, monk
 
 
 def test_a_refused_token_is_not_shown(fetch, hub, monkeypatch):
-    hub.needs_token = "another"
+    hub.needs_token = "another"  # noqa: S105 - none
     monkeypatch.setenv("HF_TOKEN", "hf_topsecrettoken")
     progress = Bytes()
     with pytest.raises(SourceUnreachable) as caught:

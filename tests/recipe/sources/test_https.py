@@ -9,8 +9,11 @@ import socket
 import ssl
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from tests.recipe.sources.kept import blobs, leftovers
+from tests.recipe.sources.web import Server
 
 from intaglio.content.tree import File, Tree
 from intaglio.digest import Digest
@@ -18,9 +21,8 @@ from intaglio.errors import CorruptContent, MachineError, SourceUnreachable
 from intaglio.progress import Silent
 from intaglio.recipe.sources import http
 from intaglio.recipe.sources.http import Client, Network, origin, plain
+from intaglio.recipe.sources.https import HttpsSource
 from intaglio.recipe.sources.interface import BadUri, resolve
-from tests.recipe.sources.kept import blobs, leftovers
-from tests.recipe.sources.web import Server
 
 DATA = random.Random(1).randbytes(300_000)
 DIGEST = Digest.of(DATA)
@@ -56,6 +58,7 @@ def fetch(server, store, network, tmp_path):
 
     def fetcher(expected=None, offline=False, progress=None, digest=DIGEST, uri=None, **changes):
         source = resolve(uri or f"{server.url}/x/model.bin", tmp_path, name="weights", digest=digest)
+        assert isinstance(source, HttpsSource)
         source = dataclasses.replace(source, network=dataclasses.replace(network, **changes))
         return source.fetch(store, expected=expected, progress=progress or Silent(), offline=offline)
 
@@ -254,7 +257,7 @@ def test_full_disk(fetch, monkeypatch):
         def write(self, _):
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(http, "open", lambda *arguments: Full(open(*arguments)), raising=False)
+    monkeypatch.setattr(http, "open", lambda *arguments: Full(Path(arguments[0]).open("wb")), raising=False)
     with pytest.raises(MachineError) as caught:
         fetch()
     assert "the disk is full" in caught.value.message
@@ -301,7 +304,7 @@ def certificate(folder, name):
 
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
-    now = datetime.datetime.now(datetime.timezone.utc)
+    now = datetime.datetime.now(datetime.UTC)
     built = (
         x509.CertificateBuilder()
         .subject_name(subject)

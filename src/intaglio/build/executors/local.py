@@ -13,7 +13,7 @@ from pathlib import Path
 
 from intaglio.build import sandbox
 from intaglio.build.sandbox import SandboxSpec
-from intaglio.build.supervisor import Outcome
+from intaglio.build.supervisor import Outcome, Stop
 from intaglio.strictjson import Object
 
 
@@ -26,6 +26,7 @@ class LocalExecutor:
         self._free_cores = self._cores
         self._free_memory = self._memory
         self._changed = threading.Condition()
+        self._stop = Stop()
 
     @contextlib.contextmanager
     def admit(self, threads: int, memory: int) -> Iterator[None]:
@@ -48,4 +49,8 @@ class LocalExecutor:
 
     def run(self, spec: SandboxSpec, *, log: Path, on_event: Callable[[Object], None]) -> Outcome:
         """Run the staged action and return how it ended; its output goes to ``log``."""
-        return sandbox.run(spec, log=log, on_event=on_event)
+        return sandbox.run(spec, log=log, on_event=on_event, stop=self._stop)
+
+    def stop(self) -> None:
+        """End everything that runs, and whatever would be run later."""
+        self._stop.set()

@@ -8,12 +8,15 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import re
 import stat
+import struct
 import subprocess
 import sys
 import zipfile
+import zlib
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +34,8 @@ _URI = re.compile(
 MAX_RATIO = 100
 """Most bytes that a byte of a wheel may unpack to, on the whole, past the first 64 MiB."""
 _FREE = 64 << 20
+_UNSOUND = (zipfile.BadZipFile, zlib.error, struct.error, NotImplementedError, EOFError, OverflowError, ValueError)
+"""What the standard library raises over a damaged archive."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,8 +136,12 @@ class PypiSource:
                 Tree.of(File(path, Digest.of(b""), 0) for path in members)
                 with progress.task(f"unpacking {self.member}", sum(m.file_size for m in members.values())) as task:
                     return Tree.of(_extract(archive, info, target, path, task) for path, info in members.items())
-        except (zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError, EOFError, OverflowError) as error:
+        except _UNSOUND as error:
             raise CorruptContent(f"{self.uri}: not a sound wheel: {error}") from None
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # zipfile sought before the file's beginning
+                raise
+            raise CorruptContent(f"{self.uri}: not a sound wheel: an offset outside it") from None
 
     def _members(self, archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
         """Return the chosen members by the path that they get in the tree."""
@@ -167,8 +176,8 @@ def check_archive(archive: zipfile.ZipFile, size: int, what: str) -> None:
         kind = stat.S_IFMT(info.external_attr >> 16)
         if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
             raise CorruptContent(f"{what}: expected files and folders in the archive, found a link: {info.filename!r}")
-        if info.flag_bits & 1:
-            raise CorruptContent(f"{what}: {info.filename!r} is encrypted")
+        if info.flag_bits & 1 or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise CorruptContent(f"{what}: {info.filename!r} is encrypted or packed in a way that wheels are not")
     unpacked = sum(info.file_size for info in archive.infolist())
     packed = sum(info.compress_size for info in archive.infolist())
     if packed > size or unpacked > _FREE + MAX_RATIO * size:
