@@ -267,23 +267,26 @@ class _Gathering:
                 found.append(ReferrerEvidence(descriptor.digest, self._layers(link, what, damaged)))
         return tuple(found)
 
-    def _layers(self, link: Link, what: str, damaged: list[VerificationError]) -> tuple[tuple[Descriptor, bytes], ...]:
+    def _layers(
+        self, link: Link, what: str, damaged: list[VerificationError]
+    ) -> tuple[tuple[Descriptor, bytes], ...]:
+        """Return the layers that can be evidence; the other parts are re-hashed as well, so that no flipped bit stays."""
         layers = []
-        for layer in link.layers:
-            if layer.media_type not in _EVIDENCE_TYPES or layer.size > MAX_BYTES:
+        for part in (link.config, *link.layers):
+            if part.size > MAX_BYTES:
                 continue  # no bundle is as large
-            self._attached += layer.size
+            self._attached += part.size
             if self._attached > MAX_ATTACHED:
                 raise NotVerifiable(f"expected at most {MAX_ATTACHED} bytes of signatures and attestations, found more")
             try:
-                data = self._source.read(layer.digest, what=f"{what}, its blob")
-                if len(data) != layer.size:
-                    raise CorruptContent(f"{what}: its blob has {len(data)} bytes, expected {layer.size}")
+                data = self._source.read(part.digest, what=f"{what}, its blob")
+                if len(data) != part.size:
+                    raise CorruptContent(f"{what}: its blob has {len(data)} bytes, expected {part.size}")
             except VerificationError as error:
                 damaged.append(error)
             else:
-                layers.append((layer, data))
-        return tuple(layers)
+                layers.append((part, data))
+        return tuple((layer, data) for layer, data in layers if layer.media_type in _EVIDENCE_TYPES)
 
 
 def _check_file(file: File, place: Path, task: Task) -> FileEvidence:

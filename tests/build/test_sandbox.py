@@ -294,7 +294,6 @@ def test_a_stop_with_grace_is_not_refused(box: Box) -> None:
 
 
 def test_killing_the_engine_kills_the_sandbox_and_the_next_run_cleans_up(box: Box) -> None:
-    parents = {path.parent for path in _groups()} | set(_group_parents())
     engine = subprocess.Popen(
         [sys.executable, "-c", _ENGINE, str(box.place)], stdout=subprocess.PIPE, start_new_session=True
     )
@@ -310,8 +309,9 @@ def test_killing_the_engine_kills_the_sandbox_and_the_next_run_cleans_up(box: Bo
         assert select.select([sleeper], [], [], 10)[0], "the sandbox outlived its engine"
     finally:
         os.close(sleeper)
+    left = _groups()
     box.sh("true")
-    assert not [path for parent in parents for path in parent.glob(f"intaglio-{engine.pid}-*")]
+    assert not [path for path in left if path.exists()]
 
 
 @pytest.mark.slow
@@ -449,6 +449,17 @@ def test_descriptors_are_handed_in(box: Box) -> None:
     assert box.said() == "bytes"
 
 
+def test_what_the_caller_left_open_does_not_come_in(box: Box) -> None:
+    """A folder's descriptor would be a way out."""
+    folder = os.open("/", os.O_RDONLY)
+    os.set_inheritable(folder, True)
+    try:
+        code = "import os, sys; sys.exit(len([n for n in range(3, 300) if os.path.exists(f'/proc/self/fd/{n}')]))"
+        assert box.python(code).status == 1
+    finally:
+        os.close(folder)
+
+
 def test_it_keeps_no_descriptor_open(box: Box) -> None:
     box.sh("true")
     before = sorted(os.listdir("/proc/self/fd"))
@@ -507,12 +518,16 @@ def _left_over() -> list[str]:
 
 
 def _groups() -> list[Path]:
-    return [path for parent in _group_parents() for path in parent.glob(f"intaglio-{os.getpid()}-*")]
-
-
-def _group_parents() -> list[Path]:
+    """Return the control groups that no engine holds."""
     found = control_group._hierarchies()
-    return [found[name] for name in ("memory", "pids", "") if name in found]
+    parents = [found[name] for name in ("memory", "pids", "") if name in found]
+    left = []
+    for path in (path for parent in parents for path in parent.glob("intaglio-*")):
+        descriptor = control_group._lock(path)
+        if descriptor is not None:
+            os.close(descriptor)
+            left.append(path)
+    return left
 
 
 def _running(word: bytes) -> list[int]:

@@ -11,7 +11,6 @@ Source: cgroups(7); kernel documentation ``admin-guide/cgroup-v1/memory.rst``, `
 from __future__ import annotations
 
 import fcntl
-import itertools
 import os
 import select
 import signal
@@ -24,7 +23,6 @@ from intaglio.build.limits import Limits
 _PREFIX = "intaglio-"
 _EVENT = select.EPOLLPRI | select.EPOLLERR
 _PAGE = os.sysconf("SC_PAGE_SIZE")
-_serial = itertools.count()
 
 
 class Group:
@@ -187,7 +185,7 @@ class _Folder:
     def __init__(self, parent: Path) -> None:
         _sweep(parent)
         for _ in range(8):
-            self.path = parent / f"{_PREFIX}{os.getpid()}-{next(_serial)}-{time.monotonic_ns():x}"
+            self.path = parent / (_PREFIX + os.urandom(8).hex())  # visible inside: it must tell nothing
             self.path.mkdir(0o755)
             if (lock := _lock(self.path)) is not None:
                 self._lock = lock

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import shlex
 import threading
 import time
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -86,12 +87,23 @@ class _State:
 class Engine:
     """One build of one plan."""
 
-    def __init__(self, plan: Plan, store: Store, signers: Signers, progress: Progress, *, offline: bool) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        store: Store,
+        signers: Signers,
+        progress: Progress,
+        *,
+        offline: bool,
+        replay: str = "intaglio replay",
+    ) -> None:
+        """``replay``: the command that, with recipe and step behind it, runs a step again; shown when one fails."""
         self._plan = plan
         self._store = store
         self._signers = signers
         self._progress = progress
-        self._runner = Runner(store, progress, offline=offline, record=self._record)
+        again = f"{replay} {shlex.quote(str(plan.recipe.folder))}"
+        self._runner = Runner(store, progress, offline=offline, record=self._record, replay=again)
         self._offline = offline
         self._state = _State()
         self._guard = threading.Lock()
@@ -195,6 +207,8 @@ class Engine:
                 self._finish(name, found, "cached", started)
                 return
             inputs = {slot: self._tree(source) for slot, source in planned.upstream.items()}
+            for input_tree in inputs.values():
+                self._store.check_tree(input_tree)
             tree = self._runner.run(name, planned, action, inputs)
             about = self._about(name, planned, self._dependencies(planned))
             made = self._record(action, tree.descriptor(), about)

@@ -21,6 +21,7 @@ from intaglio.build import environment, interpreter, toolchain, wheels
 from intaglio.build.action import Action, determinism
 from intaglio.build.claim import Circumstances, Claim
 from intaglio.build.executors.local import LocalExecutor
+from intaglio.build.limits import disk_usage
 from intaglio.build.plan import PlannedStep, toolchain_folder
 from intaglio.build.stage import Room, Staged, stage
 from intaglio.build.supervisor import Outcome
@@ -29,7 +30,7 @@ from intaglio.content.descriptor import Descriptor
 from intaglio.content.layout import Store
 from intaglio.content.tree import Tree
 from intaglio.digest import ActionKey
-from intaglio.errors import CorruptContent, LimitReached, StepFailed
+from intaglio.errors import CorruptContent, LimitReached, MachineError, StepFailed
 from intaglio.progress import Progress, Task
 from intaglio.recipe.data import data_folder
 from intaglio.recipe.modelfile import Step
@@ -51,11 +52,14 @@ class Runner:
         *,
         offline: bool,
         record: Callable[[Action, Descriptor, Circumstances], Claim] | None = None,
+        replay: str = "intaglio replay RECIPE",
     ) -> None:
+        """``replay``: the command that, with a step's name behind it, runs that step again; shown when one fails."""
         self._store = store
         self._progress = progress
         self._offline = offline
         self._record = record
+        self._replay = replay
         self._executor = LocalExecutor()
 
     def run(self, name: str, planned: PlannedStep, action: Action, inputs: Mapping[str, Tree]) -> Tree:
@@ -78,6 +82,7 @@ class Runner:
                 outcome = self._executor.run(staged.spec, log=log.path, on_event=events)
             log.outcome(outcome)
             if outcome.status != 0 or outcome.limit:
+                _require_room(name, planned.step, staged, outcome, log.path)
                 raise self._failure(name, planned.step, outcome, events, log.path)
             return self._collect(name, planned.step, staged, log.path)
 
@@ -134,7 +139,7 @@ class Runner:
     def _failure(self, name: str, step: Step, outcome: Outcome, events: _Events, log: Path) -> StepFailed:
         tail = _tail(log)
         shown = "".join(f"\n  | {line}" for line in tail)
-        where = f"the whole log: {log}\nrun it again: intaglio replay RECIPE {name}"
+        where = f"the whole log: {log}\nrun it again: {self._replay} {name}"
         if outcome.limit:
             limits = {
                 "memory": f"{step.limits.memory >> 20} MiB of memory",
@@ -263,6 +268,20 @@ class _StepLog:
 def log_path(store: Store, key: ActionKey) -> Path:
     """Return where the log of the last run of ``key`` stands."""
     return store.root / "logs" / f"{key.hex}.log"
+
+
+def _require_room(name: str, step: Step, staged: Staged, outcome: Outcome, log: Path) -> None:
+    """Refuse to blame a step for a disk that is full: its own limit is what it has written itself.
+
+    Raises:
+        MachineError: the step was ended for want of disk, and has not reached its own limit.
+    """
+    written = [mount.source for mount in staged.spec.mounts if mount.writable]
+    if outcome.limit == "disk" and disk_usage((*written, log), step.limits.disk) < step.limits.disk:
+        raise MachineError(
+            f"the disk is full: step {name} had no more room to write",
+            hint="free some space, or put the store elsewhere with --store or INTAGLIO_HOME",
+        )
 
 
 def _tail(log: Path) -> list[str]:

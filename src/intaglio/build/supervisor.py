@@ -101,7 +101,7 @@ def supervise(argv: list[str], descriptors: Mapping[int, int], watch: Watch) -> 
 
 
 def spawn(argv: list[str], descriptors: Mapping[int, int], *, own_group: bool) -> int:
-    """Start a program with an empty environment, default signals and the ``descriptors``; return its process id.
+    """Start a program with an empty environment, default signals and the ``descriptors`` alone; return its process id.
 
     ``own_group`` keeps the terminal's signals from it.
     """
@@ -113,7 +113,9 @@ def spawn(argv: list[str], descriptors: Mapping[int, int], *, own_group: bool) -
         )
     with contextlib.ExitStack() as stack:
         above = max(descriptors, default=0) + 1
-        actions = []
+        actions: list[tuple[int, int] | tuple[int, int, int]] = [
+            (os.POSIX_SPAWN_CLOSE, number) for number in _inheritable() if number not in descriptors
+        ]
         for inside, ours in descriptors.items():
             copy = fcntl.fcntl(ours, fcntl.F_DUPFD_CLOEXEC, above)
             stack.callback(os.close, copy)
@@ -393,6 +395,16 @@ def _tail(path: Path, start: int) -> str:
     with open(path, "rb") as stream:
         stream.seek(start)
         return stream.read(4096).decode(errors="replace").strip()
+
+
+def _inheritable() -> list[int]:
+    """Return the open descriptors that a new program would be given: what our own caller left open, a folder maybe."""
+    found = []
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # the one that lists the folder is closed by now
+            if os.get_inheritable(int(name)):
+                found.append(int(name))
+    return found
 
 
 def _child(pid: int) -> int | None:

@@ -41,7 +41,8 @@ def command(setting: Setting, recipe: str, tag: str | None, offline: bool, locke
     setting.store.sweep()
     plan = make(parsed, lock.read(parsed.folder / lock.FILE), setting.store, strict=locked, note=setting.progress.note)
     name = tag or f"{parsed.model.name}:{parsed.model.version}"
-    result = Engine(plan, setting.store, keys, setting.progress, offline=offline).build(name)
+    engine = Engine(plan, setting.store, keys, setting.progress, offline=offline, replay=setting.command("replay"))
+    result = engine.build(name)
     setting.emit(_document(result), _summary(result, time.monotonic() - started))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -59,6 +60,11 @@ class Setting:
                 hint="`intaglio build` makes one; --store DIR or INTAGLIO_HOME name another",
             )
         return self.store
+
+    def command(self, name: str) -> str:
+        """Return the command ``name`` as a person types it to use this store."""
+        named = self.store_path != self.home / "store"
+        return f"intaglio {name}" + (f" --store {shlex.quote(str(self.store_path))}" if named else "")
 
     @property
     def progress(self) -> Progress:

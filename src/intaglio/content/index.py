@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from intaglio.digest import ActionKey, Digest
+from intaglio.errors import MachineError
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS referrer (subject TEXT, manifest TEXT, action TEXT, PRIMARY KEY (subject, manifest));
@@ -35,21 +36,46 @@ class Index:
         self._guard = threading.RLock()
         self.fresh = not path.exists()
         """Whether the file was new, so that whoever opened it must fill it from the blobs."""
-        try:
-            self._db = self._open()
-        except sqlite3.DatabaseError:
-            for name in (path, path.with_name(path.name + "-wal"), path.with_name(path.name + "-shm")):
-                name.unlink(missing_ok=True)
-            self.fresh = True
-            self._db = self._open()
+        with self._errors():
+            try:
+                self._db = self._open()
+            except sqlite3.OperationalError:
+                raise  # locked, full or not writable: nothing is wrong with the file
+            except sqlite3.DatabaseError:
+                self._discard()
+                self.fresh = True
+                self._db = self._open()
+
+    def _discard(self) -> None:
+        for suffix in ("", "-wal", "-shm"):
+            self._path.with_name(self._path.name + suffix).unlink(missing_ok=True)
 
     def _open(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self._path, timeout=60, isolation_level=None, check_same_thread=False)
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA synchronous=NORMAL")
-        if connection.execute("PRAGMA user_version").fetchone()[0] != 1:
-            connection.executescript(_SCHEMA)
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute("PRAGMA synchronous=NORMAL")
+            if connection.execute("PRAGMA user_version").fetchone()[0] != 1:
+                connection.executescript(_SCHEMA)
+            connection.execute("SELECT (SELECT count(*) FROM referrer) + (SELECT count(*) FROM history)")
+        except BaseException:
+            connection.close()
+            raise
         return connection
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        """Say what SQLite's errors mean to a person."""
+        try:
+            yield
+        except sqlite3.OperationalError as error:
+            raise MachineError(
+                f"{self._path}: {error}", hint="is the disk full, or the store not yours to write?"
+            ) from None
+        except sqlite3.DatabaseError as error:
+            raise MachineError(
+                f"{self._path} is damaged: {error}", hint="remove it: it is made anew from the blobs"
+            ) from None
 
     def close(self) -> None:
         """Close the file."""
@@ -58,17 +84,18 @@ class Index:
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
         """Group writes; rolled back when the body raises."""
-        with self._guard:
+        with self._guard, self._errors():
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield
             except BaseException:
-                self._db.execute("ROLLBACK")
+                with contextlib.suppress(sqlite3.Error):  # a full disk has rolled back already
+                    self._db.execute("ROLLBACK")
                 raise
             self._db.execute("COMMIT")
 
     def _run(self, statement: str, *values: str | float | None) -> list[tuple[Any, ...]]:
-        with self._guard:
+        with self._guard, self._errors():
             return self._db.execute(statement, values).fetchall()
 
     def add_referrer(self, subject: Digest, manifest: Digest, action: ActionKey | None) -> None:

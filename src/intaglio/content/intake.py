@@ -12,6 +12,7 @@ import fcntl
 import functools
 import hashlib
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -32,6 +33,7 @@ _Result = TypeVar("_Result")
 BUFFER = 256 << 10
 """Bytes a read: large enough to let hashlib run beside other threads, small enough to stay in cache."""
 
+_BLOB = re.compile(r"[0-9a-f]{64}\Z")
 YOUNG = 60.0
 """Seconds for which a temporary file is left alone, locked or not."""
 
@@ -280,8 +282,8 @@ def sweep(temporary: Path) -> None:
                 _with_lock(path, path.unlink)
             elif (path / ".lock").exists():
                 _with_lock(path / ".lock", functools.partial(shutil.rmtree, path, ignore_errors=True))
-            else:
-                path.rmdir()
+            else:  # its maker was killed before it could lock it, or while it removed it
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def _with_lock(guard: Path, work: Callable[[], None]) -> None:
@@ -303,12 +305,22 @@ def verify_blobs(blobs: Path, progress: Progress) -> tuple[int, tuple[DamagedBlo
     entries = [Path(entry.path) for entry in os.scandir(blobs)]
     total = sum(path.stat().st_size for path in entries)
     with progress.task("verifying the store", total) as task:
+        return len(entries), check_blobs(entries, task)
 
-        def one(path: Path) -> DamagedBlob | None:
-            if len(path.name) != 64:
-                return DamagedBlob(path, "not a blob's name")
-            with open(path, "rb", buffering=0) as stream:
+
+def check_blobs(paths: Sequence[Path], task: Task | None = None) -> tuple[DamagedBlob, ...]:
+    """Re-hash the blobs at ``paths``; return what is wrong."""
+
+    def one(path: Path) -> DamagedBlob | None:
+        if not _BLOB.match(path.name):
+            return DamagedBlob(path, "not a blob's name")
+        try:
+            with os.fdopen(_open_regular(path, alone=False), "rb", buffering=0) as stream:
                 digest, _ = _hash(stream, task)
-            return None if digest.hex == path.name else DamagedBlob(path, f"expected its name, found {digest}")
+        except FileNotFoundError:
+            return DamagedBlob(path, "gone")
+        except CorruptContent as error:
+            return DamagedBlob(path, error.message.removeprefix(f"{path}: "))
+        return None if digest.hex == path.name else DamagedBlob(path, f"expected its name, found {digest}")
 
-        return len(entries), tuple(fault for fault in _parallel(one, entries) if fault is not None)
+    return tuple(fault for fault in _parallel(one, paths) if fault is not None)

@@ -173,6 +173,21 @@ class Store:
             return False
         return all(self.has(file.digest, file.size) for file in self.tree(digest).files)
 
+    def check_tree(self, tree: Tree) -> None:
+        """Re-hash every file of ``tree`` on all cores: for whoever uses the blobs where they stand.
+
+        Raises:
+            CorruptContent: a blob is gone, or does not have its digest.
+        """
+        digests = {file.digest: file.path for file in tree.files}
+        faults = intake.check_blobs([self.path(digest) for digest in digests])
+        if faults:
+            path = digests[Digest.from_hex(faults[0].path.name)]
+            raise CorruptContent(
+                f"{path}: a blob of the store is damaged: {faults[0].message}",
+                hint="intaglio store verify --repair   (removes what is damaged; the next build makes it again)",
+            )
+
     def link_tree(self, tree: Tree, target: Path) -> None:
         """Make ``target`` a folder of hard links to the tree's blobs: for sandboxes, which see it read-only."""
         for file in tree.files:

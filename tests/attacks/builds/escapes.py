@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import textwrap
 
-PREAMBLE = textwrap.dedent('''
+PREAMBLE = textwrap.dedent("""
     import ctypes, ctypes.util, errno, os, socket, sys, time
     libc = ctypes.CDLL(None, use_errno=True)
     NUMBERS = dict(
@@ -31,9 +31,9 @@ PREAMBLE = textwrap.dedent('''
         try:
             got = function()
         except OSError as error:
-            print(what, "refused:", error)
+            print(what, "refused:", error, flush=True)
         else:
-            print(what, "ESCAPED:", got)
+            print(what, "ESCAPED:", got, flush=True)
             os._exit(1)
 
     def connect(address, family=socket.AF_INET):
@@ -41,7 +41,7 @@ PREAMBLE = textwrap.dedent('''
             end.settimeout(2)
             end.connect(address)
             return "connected"
-''')
+""")
 
 ESCAPES: dict[str, str] = {
     "host loopback": 'tried("loopback", lambda: connect(("127.0.0.1", int(sys.argv[1]))))',
@@ -50,8 +50,7 @@ ESCAPES: dict[str, str] = {
     "host's own address": 'tried("network", lambda: connect((sys.argv[2], int(sys.argv[1]))))',
     "name service": 'tried("dns", lambda: socket.gethostbyname("example.com"))',
     "interfaces": """
-        names = [name for _, name in socket.if_nameindex()] if False else os.listdir("/proc/self/net/dev_snmp6") \\
-            if os.path.exists("/proc/self/net/dev_snmp6") else ["lo"]
+        names = [line.split(":")[0].strip() for line in open("/proc/self/net/dev").readlines()[2:]]
         assert names == ["lo"], names
     """,
     "abstract Unix socket": """
@@ -71,8 +70,8 @@ ESCAPES: dict[str, str] = {
         libc.socket.argtypes = [ctypes.c_long] * 3
         number = 41 if os.uname().machine == "x86_64" else 198
         for family in (16, 17, 40):
-            got = libc.syscall(ctypes.c_long(number), ctypes.c_long(family + (1 << 32)), ctypes.c_long(3), ctypes.c_long(0))
-            assert got < 0, family
+            arguments = (number, family + (1 << 32), 3, 0)
+            assert libc.syscall(*(ctypes.c_long(argument) for argument in arguments)) < 0, family
     """,
     "write to inputs and system": """
         for path in ("/in/data/x", "/in/data/new", "/usr/x", "/usr/bin/env", "/etc/passwd", "/etc/x", "/x", "/dev/x",
@@ -137,7 +136,7 @@ ESCAPES: dict[str, str] = {
     """,
     "process 1 is the step itself": """
         assert b"NUMBERS" in open("/proc/1/cmdline", "rb").read()
-        assert open("/proc/1/cgroup").read().count("intaglio-") == 0, open("/proc/1/cgroup").read()
+        assert sys.argv[6] not in open("/proc/1/cgroup").read()
     """,
     "environment": """
         left = set(os.environ) - {"PATH", "PWD", "LC_CTYPE", "INTAGLIO_EVENTS_FD", "LD_LIBRARY_PATH"}
@@ -179,7 +178,7 @@ ESCAPES: dict[str, str] = {
         tried("remount", lambda: call("mount", b"none", b"/usr", b"", 0x1020, 0))
         tried("bind", lambda: call("mount", b"/work", b"/in", b"", 0x1000, 0))
         tried("open_tree", lambda: call("open_tree", -100, b"/", 1))
-        tried("umount", lambda: (_ for _ in ()).throw(OSError(ctypes.get_errno(), "umount")) if libc.umount2(b"/in/data", 2) else 0)
+        assert libc.umount2(b"/in/data", 2) == -1
     """,
     "names and clocks": """
         tried("hostname", lambda: call("sethostname", b"evil", 4))

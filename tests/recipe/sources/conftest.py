@@ -10,7 +10,7 @@ from tests.recipe.sources.web import Hub, Server
 from intaglio.content.layout import Store
 from intaglio.recipe.sources.http import Network
 
-NETWORK = Network(timeout=0.5, slowest=4096, attempts=3, backoff=0.01, longest_wait=0.05)
+NETWORK = Network(timeout=1.0, slowest=4096, attempts=3, backoff=0.01, longest_wait=0.05)
 
 
 @pytest.fixture

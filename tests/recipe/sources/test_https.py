@@ -19,7 +19,6 @@ from intaglio.content.tree import File, Tree
 from intaglio.digest import Digest
 from intaglio.errors import CorruptContent, MachineError, SourceUnreachable
 from intaglio.progress import Silent
-from intaglio.recipe.sources import http
 from intaglio.recipe.sources.http import Client, Network, origin, plain
 from intaglio.recipe.sources.https import HttpsSource
 from intaglio.recipe.sources.interface import BadUri, resolve
@@ -33,7 +32,7 @@ class Bytes:
     """A progress that adds up."""
 
     def __init__(self):
-        self.count = 0
+        self.count = self.whole = 0
         self.notes = []
 
     def task(self, what, total=None, unit="B"):
@@ -41,6 +40,12 @@ class Bytes:
 
     def advance(self, amount):
         self.count += amount
+
+    def say(self, text):
+        self.notes.append(text)
+
+    def total(self, amount, unit):
+        self.whole = amount
 
     def note(self, text):
         self.notes.append(text)
@@ -95,7 +100,7 @@ def test_faults_that_pass(fetch, server, faults):
     progress = Bytes()
     assert fetch(progress=progress, attempts=5) == TREE
     assert len(server.requests) == len(faults) + 1
-    assert progress.count == len(DATA)
+    assert progress.count == progress.whole == len(DATA)
 
 
 def test_going_on_where_it_ended(fetch, server):
@@ -240,27 +245,14 @@ def test_a_document_past_its_bound_is_refused(server, network):
         Client(network).read(f"{server.url}/big", max_bytes=999)
 
 
-def test_full_disk(fetch, monkeypatch):
-    class Full:
-        def __init__(self, inner):
-            self.inner = inner
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            self.inner.close()
-
-        def seek(self, _):
-            pass
-
-        def write(self, _):
-            raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(http, "open", lambda *arguments: Full(Path(arguments[0]).open("wb")), raising=False)
+def test_full_disk(server, network):
+    server.pages["/x/model.bin"] = DATA
     with pytest.raises(MachineError) as caught:
-        fetch()
+        Client(network).download(f"{server.url}/x/model.bin", Path("/dev/full"), size=None, task=Bytes())
     assert "the disk is full" in caught.value.message
+    with pytest.raises(MachineError) as caught:
+        Client(network).download(f"{server.url}/x/model.bin", Path("/proc/nowhere"), size=None, task=Bytes())
+    assert "cannot be written" in caught.value.message
 
 
 @pytest.mark.parametrize(

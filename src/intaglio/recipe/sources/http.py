@@ -87,6 +87,19 @@ class _TryAgainError(Exception):
 
 
 @dataclass
+class _Watch:
+    """Tells a task of each byte once, however often it is fetched."""
+
+    task: Task
+    seen: int = 0
+
+    def reached(self, count: int) -> None:
+        if count > self.seen:
+            self.task.advance(count - self.seen)
+            self.seen = count
+
+
+@dataclass
 class Client:
     """Speaks HTTP for the sources."""
 
@@ -115,14 +128,8 @@ class Client:
             SourceUnreachable: no answer, a refusal, or another size than ``size``.
             MachineError: the disk is full.
         """
-        seen = [0]
-
-        def reached(count: int) -> None:
-            if count > seen[0]:
-                task.advance(count - seen[0])
-                seen[0] = count
-
-        self._patiently(url, lambda: self._append(url, target, size, reached), progress=lambda: seen[0])
+        watch = _Watch(task)
+        self._patiently(url, lambda: self._append(url, target, size, watch), progress=lambda: watch.seen)
 
     def _patiently(self, url: str, work: Callable[[], _Result], progress: Callable[[], int] = lambda: 0) -> _Result:
         failures, before = 0, 0
@@ -150,30 +157,32 @@ class Client:
                     raise SourceUnreachable(f"{plain(url)}: expected at most {max_bytes} bytes, the server sends more")
             return Document(bytes(body), {name.lower(): value for name, value in response.getheaders()})
 
-    def _append(self, url: str, target: Path, size: int | None, reached: Callable[[int], None]) -> None:
+    def _append(self, url: str, target: Path, size: int | None, watch: _Watch) -> None:
         have = target.stat().st_size if target.exists() else 0
         if size is not None and have > size:
             os.truncate(target, 0)
             have = 0
         if size is not None and have == size and have:
-            reached(have)
+            watch.reached(have)
             return
         with closing(self._open(url, {"Range": f"bytes={have}-"} if have else {})) as response:
             start = self._start(url, target, have, size, response)
             length = response.length
             if size is not None and length is not None and start + length != size:
                 raise SourceUnreachable(f"{plain(url)}: expected {size} bytes, the server offers {start + length}")
+            if size is None and length is not None:
+                watch.task.total(start + length, "B")
             at = start
             try:
                 with open(target, "r+b" if start else "wb") as sink:
                     sink.seek(start)
-                    reached(start)
+                    watch.reached(start)
                     for chunk in self._chunks(response):
                         if size is not None and at + len(chunk) > size:
                             raise SourceUnreachable(f"{plain(url)}: expected {size} bytes, the server sends more")
                         sink.write(chunk)
                         at += len(chunk)
-                        reached(at)
+                        watch.reached(at)
             except OSError as error:
                 raise _disk(error, target) from None
         if size is not None and at < size:
