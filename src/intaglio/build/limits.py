@@ -38,7 +38,8 @@ class Outcome:
     limit: str | None
     """The limit that ended it: ``memory``, ``processes``, ``time`` or ``disk``."""
     peak_memory: int | None
-    """Most memory in use, in bytes: the larger of the samples taken and of its largest process."""
+    """Most memory in use, in bytes: the larger of the samples taken (every quarter of a second) and of its largest
+    process, which the kernel reports as no less than this process's own."""
     seconds: float
     """Wall clock from the program's start to the death of its last process."""
     enforced: str

@@ -259,7 +259,7 @@ class _Run:
         now = time.monotonic()
         reached = self._group.poll()
         if now >= self._next_disk and reached is None:
-            if self._disk_full():
+            if self._over_disk_limit() or self._disk_full():
                 reached = "disk"
             self._next_disk = time.monotonic() + max(_DISK_SECONDS, 20 * (time.monotonic() - now))
         if now >= self._deadline and reached is None:
@@ -269,10 +269,12 @@ class _Run:
             self._limit = self._limit or reached
             self._kill()
 
-    def _disk_full(self) -> bool:
+    def _over_disk_limit(self) -> bool:
         limit = self._watch.limits.disk
-        if disk_usage((*self._watch.writable, self._watch.log), limit) >= limit:
-            return True
+        return disk_usage((*self._watch.writable, self._watch.log), limit) >= limit
+
+    def _disk_full(self) -> bool:
+        """Return whether hardly anything is left where the program writes: what it deleted but keeps open counts too."""
         for path in self._watch.writable:
             space = os.statvfs(path)
             reserve = min(_RESERVE, space.f_blocks * space.f_frsize // 100)
@@ -325,7 +327,7 @@ class _Run:
                 self._status = -signal.SIGKILL
             else:
                 raise _no_sandbox(_tail(self._watch.log, self._log_start))
-        if limit is None and self._disk_full():
+        if limit is None and (self._over_disk_limit() or (self._status != 0 and self._disk_full())):
             limit = "disk"
         return Outcome(
             status=128 - self._status if self._status < 0 else self._status,

@@ -6,12 +6,13 @@ from intaglio.build.plan import toolchains
 from intaglio.build.stamps import Stamps
 from intaglio.cli.setting import Setting
 from intaglio.recipe import lock as locks
+from intaglio.recipe.sources.hf import current_revision
 from intaglio.recipe.sources.interface import Pin, resolve
 
 
 def pin(setting: Setting, path: str, names: tuple[str, ...], *, offline: bool) -> None:
     """Pin what the recipe at ``path`` lacks, and move the pins ``names``."""
-    recipe = setting.recipe(path)
+    recipe = setting.recipe(path, None if offline else current_revision)
     file = recipe.folder / locks.FILE
     old = locks.read(file) or locks.Lock()
     wanted = locks.Wanted.of(recipe, toolchains(recipe))

@@ -101,11 +101,11 @@ class Setting:
         """Write the command's answer to standard output: ``document`` under ``--json``, else ``text``."""
         sys.stdout.write((json.dumps(document, ensure_ascii=False) if self.as_json else text) + "\n")
 
-    def recipe(self, path: str) -> Recipe:
-        """Return the recipe at ``path``."""
+    def recipe(self, path: str, revision: Callable[[str], str | None] | None = None) -> Recipe:
+        """Return the recipe at ``path``; ``revision`` is what may ask the network for the sake of an error's hint."""
         from intaglio.recipe import modelfile
 
-        return modelfile.read(Path(path))
+        return modelfile.read(Path(path), revision=revision)
 
 
 def _ask(question: str) -> str:

@@ -47,10 +47,7 @@ def box(tmp_path: Path) -> Box:
 def test_bad_output_is_refused_and_nothing_of_it_enters_the_store(box: Box, script: str) -> None:
     store = Store.open(box.place / "store")
     before = _blobs(store)
-    if script:
-        outcome = box.sh(script)
-    else:
-        outcome = box.python("import socket; socket.socket(socket.AF_UNIX).bind('/out/x')")
+    outcome = box.sh(script) if script else box.python("import socket; socket.socket(socket.AF_UNIX).bind('/out/x')")
     assert outcome.status == 0, box.said()
     with pytest.raises(CorruptContent):
         store.ingest(box.place / "out", move=True)
