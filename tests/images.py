@@ -30,7 +30,9 @@ def key(name: str) -> PrivateKey:
     return PrivateKey.load((KEYS / f"{name}.key").read_bytes())
 
 
-def safetensors(tensors: Mapping[str, tuple[str, list[int], bytes]], metadata: Mapping[str, str] | None = None) -> bytes:
+def safetensors(
+    tensors: Mapping[str, tuple[str, list[int], bytes]], metadata: Mapping[str, str] | None = None
+) -> bytes:
     """Return a safetensors file."""
     header: Object = {"__metadata__": dict(metadata)} if metadata else {}
     body = b""
@@ -51,7 +53,9 @@ class Gguf:
     """A GGUF file in the making; every number of it can be made wrong."""
 
     pairs: list[bytes] = field(default_factory=lambda: [gguf_pair("general.architecture", 8, gguf_string("llama"))])
-    tensors: list[tuple[str, list[int], int, int]] = field(default_factory=lambda: [("w", [32, 2], 8, 0), ("b", [8], 0, 96)])
+    tensors: list[tuple[str, list[int], int, int]] = field(
+        default_factory=lambda: [("w", [32, 2], 8, 0), ("b", [8], 0, 96)]
+    )
     """(name, shape, type, offset)."""
     data: bytes = b"\x11" * 68 + bytes(28) + b"\x22" * 32
     magic: bytes = b"GGUF"
@@ -188,7 +192,7 @@ class Draft:
         for digest, blob in self.blobs().items():
             (place / digest.hex).write_bytes(blob)
         entries = [self.image, *(Descriptor(MANIFEST_TYPE, one.digest, len(one.manifest)) for one in self.referrers)]
-        index = {"schemaVersion": 2, "manifests": [entry.to_json() for entry in entries]}
+        index: Object = {"schemaVersion": 2, "manifests": [entry.to_json() for entry in entries]}
         (folder / "index.json").write_bytes(strictjson.canonical(index))
         (folder / "oci-layout").write_bytes(b'{"imageLayoutVersion":"1.0.0"}')
         return self.image.digest

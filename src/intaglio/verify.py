@@ -267,10 +267,8 @@ class _Gathering:
                 found.append(ReferrerEvidence(descriptor.digest, self._layers(link, what, damaged)))
         return tuple(found)
 
-    def _layers(
-        self, link: Link, what: str, damaged: list[VerificationError]
-    ) -> tuple[tuple[Descriptor, bytes], ...]:
-        """Return the layers that can be evidence; the other parts are re-hashed as well, so that no flipped bit stays."""
+    def _layers(self, link: Link, what: str, damaged: list[VerificationError]) -> tuple[tuple[Descriptor, bytes], ...]:
+        """Return the layers that can be evidence; the other parts are only re-hashed, so that no flipped bit stays."""
         layers = []
         for part in (link.config, *link.layers):
             if part.size > MAX_BYTES:

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import builtins
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-from intaglio.errors import VerificationError
-from intaglio.verify import verify_image, verify_layout
 from tests.attacks.bundles.cases import CASES as BUNDLES
 from tests.attacks.corpus import Case
 from tests.attacks.manifests.cases import CASES as MANIFESTS
 from tests.images import Draft, policy
 
+from intaglio.errors import VerificationError
+from intaglio.verify import verify_image, verify_layout
+
 CASES = [*BUNDLES, *MANIFESTS]
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_run(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def nothing_is_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fail if a check runs code from a model."""
 
     def refuse(*arguments: object) -> None:
@@ -28,7 +27,6 @@ def nothing_is_run(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr("pickle.loads", refuse)
     monkeypatch.setattr("pickle.load", refuse)
     monkeypatch.setattr(builtins, "eval", refuse)
-    yield
 
 
 def test_the_good_image_passes(tmp_path: Path) -> None:
@@ -44,12 +42,12 @@ def test_names_are_unique() -> None:
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_attack(case: Case, tmp_path: Path) -> None:
     digest = case.build(tmp_path)
-    try:
-        report = verify_layout(tmp_path, policy(), image=digest)
-    except VerificationError as error:
-        assert not case.rules
-        assert error.exit_code == case.exit_code
+    if not case.rules:
+        with pytest.raises(VerificationError) as missing:
+            verify_layout(tmp_path, policy(), image=digest).require()
+        assert missing.value.exit_code == case.exit_code
         return
+    report = verify_layout(tmp_path, policy(), image=digest)
     failed = {rule.rule for rule in report.rules if rule.result == "fail"}
     assert report.verdict == "refused"
     assert report.files == ()

@@ -55,7 +55,7 @@ def test_a_second_build_runs_nothing_and_gives_the_same(shop):
         assert again[name] == first[name]
     for step in CACHED:
         assert (key(again, step), output(again, step)) == (key(first, step), output(first, step))
-    assert shop.model(again["image"]) == b"what the model is made of\n"
+    assert shop.model(again["image"]) == b"what the model is made of\none\ntwo\n"
 
 
 def test_a_comment_in_the_recipe_rebuilds_nothing(shop):
@@ -245,10 +245,10 @@ def test_a_lost_output_is_built_again(shop):
         shop.store.path(layer.digest).unlink()
     again = shop.built()
     assert {step["name"]: step["status"] for step in again["steps"]} == {
-        "one": "built",
-        "two": "cached",
+        "one": "cached",
+        "two": "built",
         "image": "cached",
-    }, "the two steps have one blob between them: once it is there again, both are whole"
+    }
     assert again["image"] == first["image"]
     assert shop.run("verify", "tests/shop:1.0.0").ok()
 
@@ -265,7 +265,7 @@ def test_a_lost_manifest_of_an_output_is_built_again(shop):
 
 @pytest.mark.parametrize("damage", ["truncated", "grown", "empty"])
 def test_an_output_of_the_wrong_size_is_built_again(shop, damage):
-    shop.one(COPY)
+    shop.chain("make")
     first = shop.built()
     blob = shop.store.path(shop.store.tree(Digest(output(first, "make"))).files[0].digest)
     data = blob.read_bytes()
@@ -285,16 +285,16 @@ def test_a_flipped_bit_reaches_no_step(shop):
     data = blob.read_bytes()
     blob.chmod(0o644)
     blob.write_bytes(b"W" + data[1:])
-    assert shop.run("verify", "tests/shop:1.0.0").failed(ExitCode.CORRUPT)
-    shop.step("two", 'write(read("source") * 2)')
+    shop.edit("two.py", "write(read", "write(b'2' + read")
     refused = shop.build("--tag", "tests/poisoned:1").failed(ExitCode.CORRUPT)
     assert "model.txt" in refused.err
     assert "intaglio store verify --repair" in refused.err
-    assert shop.run("store", "verify").failed(ExitCode.CORRUPT)
+    assert set(shop.store.tags()) == {"tests/shop:1.0.0"}
+    assert str(blob) in shop.run("store", "verify").failed(ExitCode.CORRUPT).err
     assert shop.run("store", "verify", "--repair").ok()
-    assert shop.built()["image"] != first["image"]
+    again = shop.built()
+    assert shop.model(again["image"]) == b"2" + data + b"two\n"
     assert shop.run("verify", "tests/shop:1.0.0").ok()
-    assert b"W" + data[1:] not in shop.model(shop.built()["image"])
 
 
 def test_a_lost_index_is_made_again(shop):
@@ -471,7 +471,7 @@ def test_killed_at_any_moment_the_store_is_whole_and_the_next_build_finishes(sho
     started = time.monotonic()
     right = shop.built()["image"]
     whole = time.monotonic() - started
-    for number in range(10):
+    for number in range(6):
         for name in ("blobs", "logs"):
             shutil.rmtree(shop.home / "store" / name)
         for path in (shop.home / "store").glob("*.*"):
@@ -479,11 +479,11 @@ def test_killed_at_any_moment_the_store_is_whole_and_the_next_build_finishes(sho
         (shop.home / "store" / "oci-layout").unlink()
         (shop.home / "store" / "blobs").mkdir()
         process = shop.start("build", ".", "--json")
-        time.sleep(whole * (number + 0.5) / 10)
+        time.sleep(whole * (number + 0.5) / 6)
         kill(process)
         assert shop.run("store", "verify").ok()
         assert shop.built()["image"] == right
-        assert shop.run("verify", "tests/shop:1.0.0").ok()
+    assert shop.run("verify", "tests/shop:1.0.0").ok()
     assert not running_inside(shop), "a killed build leaves no sandbox behind"
 
 

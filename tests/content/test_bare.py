@@ -6,13 +6,13 @@ import os
 from pathlib import Path
 
 import pytest
+from tests.images import Draft
 
 from intaglio import strictjson
 from intaglio.content.bare import MAX_MANIFESTS, BareLayout, open_regular
 from intaglio.content.descriptor import INDEX_TYPE, MANIFEST_TYPE, Descriptor
 from intaglio.digest import Digest
 from intaglio.errors import CorruptContent, VerificationError
-from tests.images import Draft
 
 
 def index(entries: list[Descriptor]) -> bytes:

@@ -7,12 +7,12 @@ import stat
 from pathlib import Path
 
 import pytest
+from tests.images import Draft
 
 from intaglio import strictjson
 from intaglio.content.export import export_files, export_layout
 from intaglio.content.layout import Store
 from intaglio.errors import CorruptContent, MachineError, NotVerifiable, UsageError
-from tests.images import Draft
 
 
 @pytest.fixture

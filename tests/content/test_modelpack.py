@@ -8,12 +8,12 @@ from pathlib import Path
 
 import jsonschema
 import pytest
+from tests.images import Draft
 
 from intaglio import strictjson
 from intaglio.content.modelpack import ModelImage
 from intaglio.errors import CorruptContent
 from intaglio.strictjson import Object
-from tests.images import Draft
 
 SCHEMA = json.loads((Path(__file__).parents[1] / "vectors" / "modelpack-config.schema.json").read_text())
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.images import Draft, claim, key, origin, output, part, policy, policy_text
 
 from intaglio.content.formats.inspect import Inspected
 from intaglio.content.modelpack import ModelImage
@@ -16,7 +17,6 @@ from intaglio.policy.decide import RULES, Verdict, decide
 from intaglio.policy.document import Policy, parse
 from intaglio.policy.evidence import Evidence, FileEvidence, ReferrerEvidence
 from intaglio.trust.cosign import Link
-from tests.images import Draft, claim, key, origin, output, part, policy, policy_text
 
 
 def evidence(draft: Draft, **changes: object) -> Evidence:

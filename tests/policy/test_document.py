@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.images import KEYS, key, policy_text
 
 from intaglio.errors import NotVerifiable
 from intaglio.policy.document import MAX_BYTES, default_policy, load, parse
-from tests.images import KEYS, key, policy_text
 
 
 def test_the_default_policy_reads_back() -> None:

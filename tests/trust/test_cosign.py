@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from tests.images import KEYS, NAME, key
 
 from intaglio import strictjson
 from intaglio.content.descriptor import MANIFEST_TYPE, Descriptor
@@ -18,7 +19,6 @@ from intaglio.trust.cosign import (
     signature_referrers,
 )
 from intaglio.trust.signature import encode
-from tests.images import KEYS, NAME, key
 
 IMAGE = Descriptor(MANIFEST_TYPE, Digest.of(b"image"), 5, "application/vnd.cncf.model.manifest.v1+json")
 FILES = [("a", Digest.of(b"1"))]

@@ -13,10 +13,10 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
     load_pem_public_key,
 )
+from tests.images import KEYS, key
 
 from intaglio.errors import NotVerifiable, Untrusted
 from intaglio.trust.key import KeyId, PrivateKey, PublicKey, is_encrypted
-from tests.images import KEYS, key
 
 
 def test_signatures_are_deterministic_and_verify() -> None:

@@ -9,11 +9,11 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.images import KEYS, key
 
 from intaglio import strictjson
 from intaglio.errors import CorruptContent, Untrusted, VerificationError
 from intaglio.trust.signature import PAYLOAD_TYPE, Hint, decode, encode, pae, read_bundle, sign_bundle
-from tests.images import KEYS, key
 
 VECTORS = KEYS.parent
 PAYLOAD = b'{"a":1}'

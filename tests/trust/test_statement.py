@@ -8,6 +8,7 @@ import json
 import jsonschema
 import pytest
 from referencing import Registry, Resource
+from tests.images import KEYS, key
 
 from intaglio import strictjson
 from intaglio.digest import Digest
@@ -23,7 +24,6 @@ from intaglio.trust.statement import (
     provenance,
     read,
 )
-from tests.images import KEYS, key
 
 IMAGE = Digest.of(b"image")
 FILES = [("b/é.json", Digest.of(b"2")), ("Z", Digest.of(b"1")), ("a", Digest.of(b"3"))]
@@ -48,7 +48,6 @@ def made(**changes: object) -> bytes:
             Dependency("program", Digest.of(b"program"), "program").to_json(),
             Dependency("input:base", Digest.of(b"base"), "origin", "pypi:base==1.0").to_json(),
         ],
-        "builder_version": {"intaglio": "0.1.0"},
     }
     return provenance(**(values | changes))  # type: ignore[arg-type]
 
@@ -135,6 +134,7 @@ WRONG_PREDICATES = {
     "external number": lambda d: d["predicate"]["buildDefinition"].update(externalParameters={"step": 1}),
     "internal array": lambda d: d["predicate"]["buildDefinition"].update(internalParameters=[]),
     "no dependencies": lambda d: d["predicate"]["buildDefinition"].pop("resolvedDependencies"),
+    "builder's version": lambda d: d["predicate"]["runDetails"]["builder"].update(version={"intaglio": "1"}),
     "builder without id": lambda d: d["predicate"]["runDetails"]["builder"].pop("id"),
     "dependency without kind": lambda d: d["predicate"]["buildDefinition"]["resolvedDependencies"][0].pop(
         "annotations"

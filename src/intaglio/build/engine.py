@@ -298,7 +298,6 @@ class Engine:
             found = self._record(action, made.descriptor(), about)
         size = len(self._store.read(found.subject, what="image"))
         descriptor = Descriptor(MANIFEST_TYPE, found.subject, size, MODEL_TYPE)
-        self._state.claims[IMAGE_STEP] = found
         seconds = round(time.monotonic() - started, 3)
         return descriptor, StepResult(IMAGE_STEP, action.key, status, found.subject, seconds)
 

@@ -274,7 +274,7 @@ class _Run:
         return disk_usage((*self._watch.writable, self._watch.log), limit) >= limit
 
     def _disk_full(self) -> bool:
-        """Return whether hardly anything is left where the program writes: what it deleted but keeps open counts too."""
+        """Return whether hardly anything is left where it writes; what it deleted but keeps open counts here too."""
         for path in self._watch.writable:
             space = os.statvfs(path)
             reserve = min(_RESERVE, space.f_blocks * space.f_frsize // 100)

@@ -66,6 +66,7 @@ def reasons(setting: Setting, inspection: Inspection, step: str) -> tuple[Reason
     """Return what differs between the action of ``step`` now and the last other one that was built here."""
     from intaglio import strictjson
     from intaglio.build.action import differences
+    from intaglio.digest import Digest
     from intaglio.errors import VerificationError
 
     action = inspection.state(step).action
@@ -76,7 +77,7 @@ def reasons(setting: Setting, inspection: Inspection, step: str) -> tuple[Reason
         if key == action.key:
             continue
         try:
-            before = strictjson.parse(setting.store.read(key, what="action"), what="action")
+            before = strictjson.parse(setting.store.read(Digest(key.value), what="action"), what="action")
         except VerificationError:
             continue
         return tuple(_named(inspection, step, item.path, item.old, item.new) for item in differences(before, now))

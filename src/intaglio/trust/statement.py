@@ -144,7 +144,6 @@ def provenance(
     internal: Mapping[str, Json],
     dependencies: Iterable[Object],
     builder_id: str = LOCAL_BUILDER,
-    builder_version: Mapping[str, str] | None = None,
     byproducts: Iterable[Subject] = (),
 ) -> bytes:
     """Return the canonical SLSA provenance of ``subject``, ready to sign.
@@ -156,16 +155,12 @@ def provenance(
         internal: what the builder chose: action key, parameters, platform, environment, sandbox.
         dependencies: :meth:`Dependency.to_json` of each thing that went in; written sorted.
         builder_id: URI of the builder.
-        builder_version: versions of the builder's parts.
         byproducts: further digests worth keeping.
 
     Raises:
         CorruptContent: what would be signed could not be read back.
     """
-    builder: Object = {"id": builder_id}
-    if builder_version:
-        builder["version"] = dict(builder_version)
-    run: Object = {"builder": builder}
+    run: Object = {"builder": {"id": builder_id}}
     if products := [product.to_json() for product in byproducts]:
         run["byproducts"] = products
     predicate: Object = {
@@ -245,8 +240,6 @@ class Provenance:
             what,
         )
         run = fields(predicate["runDetails"], {"builder"}, what, optional={"byproducts"})
-        builder = fields(run["builder"], {"id"}, what, optional={"version"})
-        _strings(builder.get("version", {}), "builder.version", what)
         for product in _array(run.get("byproducts", []), what):
             Subject.parse(product, what)
         internal = build["internalParameters"]
@@ -258,7 +251,7 @@ class Provenance:
             _strings(build["externalParameters"], "externalParameters", what),
             internal,
             tuple(Dependency.parse(one, what) for one in _array(build["resolvedDependencies"], what)),
-            text(builder["id"], what),
+            text(fields(run["builder"], {"id"}, what)["id"], what),
         )
 
     @property

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from tests.attacks.corpus import Corpus
+from tests.images import NAME, Draft, claim, key, origin, output, part
+
 from intaglio import strictjson
 from intaglio.digest import Digest
 from intaglio.errors import ExitCode
@@ -26,8 +29,6 @@ from intaglio.trust.statement import (
     cosign_statement,
     model_signing_statement,
 )
-from tests.attacks.corpus import Corpus
-from tests.images import NAME, Draft, claim, key, origin, output, part
 
 CASES = Corpus()
 case = CASES.case

@@ -7,12 +7,13 @@ import pickle
 from collections.abc import Callable
 from pathlib import Path
 
+from tests.attacks.corpus import Corpus
+from tests.images import Draft, Gguf, model_files, raw_safetensors
+
 from intaglio import strictjson
 from intaglio.digest import Digest
 from intaglio.errors import ExitCode
 from intaglio.strictjson import Object
-from tests.attacks.corpus import Corpus
-from tests.images import Draft, Gguf, model_files, raw_safetensors
 
 CASES = Corpus()
 case = CASES.case

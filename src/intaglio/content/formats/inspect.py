@@ -10,7 +10,6 @@
 from __future__ import annotations
 
 import json
-import pickletools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO, NoReturn
@@ -135,6 +134,8 @@ def _decode(data: bytes, path: str) -> str:
 
 def _is_pickle(data: bytes) -> bool:
     """Return whether ``data`` is a pickle (protocol 0 is plain ASCII) that would call or build something."""
+    import pickletools
+
     risky = False
     try:
         for count, (operation, _, _) in enumerate(pickletools.genops(data)):
