@@ -125,7 +125,7 @@ def program_is_there() -> bool:
 
 def say(text: str) -> None:
     """Print one line of progress."""
-    print(f"setup: {text}", file=sys.stderr, flush=True)  # noqa: T201 - a program
+    print(f"setup: {text}", file=sys.stderr, flush=True)
 
 
 def main(groups: Sequence[str]) -> int:

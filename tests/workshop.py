@@ -136,7 +136,9 @@ class Workshop:
         (folder / f"{name}.toml").write_text("\n".join(lines) + "\n")
         (folder / f"{name}.py").write_text(PREAMBLE + textwrap.dedent(code))
 
-    def write(self, steps: str, *, source: str, inputs: str = 'data = { uri = "file:data.txt" }', more: str = "") -> None:
+    def write(
+        self, steps: str, *, source: str, inputs: str = 'data = { uri = "file:data.txt" }', more: str = ""
+    ) -> None:
         """Write the recipe: TOML of its ``steps``, and the step whose output is the image."""
         self.recipe.joinpath("Modelfile.toml").write_text(
             '[model]\nname = "tests/shop"\nversion = "1.0.0"\nlicence = "Apache-2.0"\n'

@@ -33,16 +33,14 @@ class Sequence:
         return max(1, next(index for index, label in enumerate(self.labels) if label != IGNORED))
 
 
-def encode(
-    examples: list[Example], tokenizer: PreTrainedTokenizerFast, max_length: int, loss: str
-) -> list[Sequence]:
+def encode(examples: list[Example], tokenizer: PreTrainedTokenizerFast, max_length: int, loss: str) -> list[Sequence]:
     """Encode all examples; texts longer than ``max_length`` tokens are cut into pieces, conversations are cut off.
 
     Raises:
         Fault: the tokenizer has no chat template, or one that cannot be followed turn by turn; nothing is left to learn.
     """
     if any(example.messages for example in examples) and not tokenizer.chat_template:
-        hint = "Use a base model with a chat template, or data of the form {\"text\": …}."
+        hint = 'Use a base model with a chat template, or data of the form {"text": …}.'
         raise Fault("data holds conversations, but the base model's tokenizer has no chat template", hint)
     sequences: list[Sequence] = []
     cut = 0

@@ -28,7 +28,9 @@ def progress(done: int, total: int, unit: str) -> None:
 def metric(name: str, value: float, step: int | None = None) -> None:
     """A number worth plotting. JSON has no NaN: a value that is not finite is left out, the check of it speaks."""
     if math.isfinite(value):
-        _emit("metric", {"name": name, "value": value} if step is None else {"name": name, "value": value, "step": step})
+        _emit(
+            "metric", {"name": name, "value": value} if step is None else {"name": name, "value": value, "step": step}
+        )
 
 
 def message(text: str) -> None:

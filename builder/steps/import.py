@@ -56,7 +56,9 @@ def find_shards(source: Path) -> tuple[str, list[Path]]:
         Fault: there are none.
     """
     for kind, patterns in (("safetensors", ("*.safetensors",)), ("pickle", PICKLES)):
-        found = sorted({path for pattern in patterns for path in source.glob(pattern) if path.name != "training_args.bin"})
+        found = sorted(
+            {path for pattern in patterns for path in source.glob(pattern) if path.name != "training_args.bin"}
+        )
         if found:
             return kind, indexed(source, found)
     entries = ", ".join(sorted(path.name for path in source.iterdir())) or "nothing"

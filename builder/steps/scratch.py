@@ -104,7 +104,10 @@ def make_tokenizer(lines: list[str], vocabulary: int) -> Tokenizer:
 def shapes(vocabulary: int, hidden: int, layers: int) -> dict[str, tuple[int, ...]]:
     """Name and shape of every weight of the model."""
     inner, half = hidden * 11 // 4, hidden // 2
-    found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocabulary, hidden), "model.norm.weight": (hidden,)}
+    found: dict[str, tuple[int, ...]] = {
+        "model.embed_tokens.weight": (vocabulary, hidden),
+        "model.norm.weight": (hidden,),
+    }
     for layer in range(layers):
         prefix = f"model.layers.{layer}"
         found[f"{prefix}.input_layernorm.weight"] = (hidden,)

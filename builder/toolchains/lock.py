@@ -84,7 +84,16 @@ def build_wheel(sdist: Path, toolchain: str, work: Path) -> File:
     environment = work / "build-env"
     subprocess.run([sys.executable, "-m", "venv", str(environment)], check=True)
     python = str(environment / "bin" / "python")
-    install = [python, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", *map(str, sorted(wheels.iterdir()))]
+    install = [
+        python,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-index",
+        "--no-deps",
+        *map(str, sorted(wheels.iterdir())),
+    ]
     subprocess.run(install, check=True)
     source, out, private = work / "in", work / "out", work / "private"
     for folder in (source, out, private):

@@ -21,8 +21,8 @@ from pathlib import Path
 BUILDER = Path(__file__).resolve().parents[2] / "builder"
 
 DETERMINISM = {
-    "OMP_NUM_THREADS": "2",
-    "MKL_NUM_THREADS": "2",
+    "OMP_NUM_THREADS": os.environ.get("OMP", "2"),
+    "MKL_NUM_THREADS": os.environ.get("OMP", "2"),
     "ATEN_CPU_CAPABILITY": "avx2",
     "MKL_CBWR": "AVX2",
     "ONEDNN_MAX_CPU_ISA": "AVX2",

@@ -17,8 +17,8 @@ from intaglio.content.descriptor import Descriptor
 from intaglio.content.layout import ACTION, Store
 from intaglio.digest import ActionKey, Digest
 from intaglio.errors import CorruptContent, VerificationError
-from intaglio.trust.key import PrivateKey, PublicKey
 from intaglio.trust.cosign import Link, Referrer, bundle_referrer
+from intaglio.trust.key import PrivateKey, PublicKey
 from intaglio.trust.signature import sign_bundle
 from intaglio.trust.statement import BUILD_TYPES, PROVENANCE, Dependency, Provenance, open_statement, provenance
 

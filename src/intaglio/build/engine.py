@@ -31,8 +31,8 @@ from intaglio.digest import ActionKey, Digest
 from intaglio.errors import CorruptContent
 from intaglio.progress import Progress
 from intaglio.recipe.sources.interface import resolve
-from intaglio.trust.key import PrivateKey, PublicKey
 from intaglio.trust.cosign import lineage_referrer, signature_referrers
+from intaglio.trust.key import PrivateKey, PublicKey
 from intaglio.trust.statement import Dependency
 
 IMAGE_STEP = "image"

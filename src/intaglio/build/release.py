@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from intaglio.content.descriptor import Descriptor
-from intaglio.content.modelpack import SIMPLE_SIGNING_TYPE
 from intaglio.content.layout import Store
+from intaglio.content.modelpack import SIMPLE_SIGNING_TYPE
 from intaglio.digest import Digest
 from intaglio.errors import Untrusted, VerificationError
-from intaglio.trust.key import PublicKey
 from intaglio.trust.cosign import Link, open_cosign
+from intaglio.trust.key import PublicKey
 from intaglio.trust.signature import BUNDLE_TYPE
 from intaglio.trust.statement import COSIGN_SIGN, MODEL_SIGNING, open_statement
 

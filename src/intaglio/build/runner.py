@@ -285,9 +285,8 @@ def _require_room(name: str, step: Step, staged: Staged, outcome: Outcome, log: 
 
 
 def _tail(log: Path) -> list[str]:
-    with contextlib.suppress(OSError):
-        with open(log, "rb") as stream:
-            stream.seek(0, 2)
-            stream.seek(max(0, stream.tell() - 16384))
-            return stream.read().decode("utf-8", "replace").splitlines()[-TAIL:]
+    with contextlib.suppress(OSError), open(log, "rb") as stream:
+        stream.seek(0, 2)
+        stream.seek(max(0, stream.tell() - 16384))
+        return stream.read().decode("utf-8", "replace").splitlines()[-TAIL:]
     return []

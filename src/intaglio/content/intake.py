@@ -1,6 +1,8 @@
 """How bytes enter the store: hashed once, while they stream, on all cores; visible by rename, when whole.
 
-- Copy: read, hash and write in one pass into a temporary file, bring it to disk, rename.
+- Copy: read, hash and write in one pass into a temporary file, bring it to disk, rename. A large file's bytes go past
+  the page cache while the next ones are hashed: there is nothing left to write back when the last byte is hashed, and
+  no page of the machine's cache is spent on a copy of bytes that it already holds.
 - Move: hash in place a file that nobody else can write any more, bring it to disk, rename.
 - What is not a regular file is refused, links first: ``O_NOFOLLOW`` and the opened file's own status decide.
 """
@@ -8,17 +10,21 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import functools
 import hashlib
+import itertools
+import mmap
 import os
 import re
 import shutil
 import stat
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, TypeVar
@@ -30,8 +36,20 @@ from intaglio.progress import Progress, Task
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
-BUFFER = 256 << 10
+BUFFER = 1 << 20
 """Bytes a read: large enough to let hashlib run beside other threads, small enough to stay in cache."""
+
+LARGE = 16 << 20
+"""Bytes from which on a file is copied past the page cache."""
+
+_CHUNK = 4 << 20
+"""Bytes a write past the page cache."""
+
+_CHUNKS = 3
+"""Buffers of a copy past the page cache: one is filled while the others wait for the disk."""
+
+_BLOCK = 4096
+"""Bytes to whose multiple a write past the page cache is rounded up; no file system here asks for more."""
 
 _BLOB = re.compile(r"[0-9a-f]{64}\Z")
 YOUNG = 60.0
@@ -102,6 +120,69 @@ def copy_stream(source: BinaryIO, sink: BinaryIO, task: Task | None = None) -> t
     return Digest.from_hex(hasher.hexdigest()), size
 
 
+def _copy_direct(source: BinaryIO, sink: BinaryIO, task: Task | None = None) -> tuple[Digest, int]:
+    """Like :func:`copy_stream`, past the page cache: the disk writes one chunk while the next is read and hashed.
+
+    (open(2), ``O_DIRECT``: buffers, offsets and lengths are whole blocks, so the file is cut to its size at the end.)
+    """
+    fd = sink.fileno()
+    _set_direct(fd, True)
+    hasher = hashlib.sha256()
+    size = 0
+    buffers = itertools.cycle([memoryview(mmap.mmap(-1, _CHUNK)) for _ in range(_CHUNKS)])
+    pending: deque[Future[None]] = deque()
+    with ThreadPoolExecutor(1, thread_name_prefix="write") as writer:
+        for buffer in buffers:
+            if len(pending) == _CHUNKS:
+                pending.popleft().result()
+            count = _fill(source, buffer, hasher, task)
+            pending.append(writer.submit(_write_direct, fd, buffer[: -(-count // _BLOCK) * _BLOCK], size))
+            size += count
+            if count < _CHUNK:
+                break
+        for write in pending:
+            write.result()
+    os.ftruncate(fd, size)
+    return Digest.from_hex(hasher.hexdigest()), size
+
+
+def _fill(source: BinaryIO, buffer: memoryview, hasher: hashlib._Hash, task: Task | None) -> int:
+    """Read and hash until ``buffer`` is full or ``source`` ends; return how many bytes that were."""
+    read = source.readinto  # type: ignore[attr-defined]
+    filled = 0
+    while filled < len(buffer) and (count := read(buffer[filled : filled + BUFFER])):
+        hasher.update(buffer[filled : filled + count])
+        filled += count
+        if task is not None:
+            task.advance(count)
+    return filled
+
+
+def _write_direct(fd: int, chunk: memoryview, offset: int) -> None:
+    """Write whole blocks at ``offset``; through the page cache after all where the file system will not have it."""
+    while chunk:
+        try:
+            count = os.pwrite(fd, chunk, offset)
+        except OSError as error:
+            if error.errno != errno.EINVAL or not _set_direct(fd, False):
+                raise
+            continue
+        chunk, offset = chunk[count:], offset + count
+
+
+def _set_direct(fd: int, wanted: bool) -> bool:
+    """Turn direct writing on or off where there is such a thing; return whether that changed anything."""
+    direct = getattr(os, "O_DIRECT", 0)
+    flags = fcntl.fcntl(fd, fcntl.F_GETFL)
+    if bool(flags & direct) == wanted or not direct:
+        return False
+    try:
+        fcntl.fcntl(fd, fcntl.F_SETFL, flags ^ direct)
+    except OSError:
+        return False
+    return True
+
+
 def adopt(
     path: Path, blobs: Path, temporary: Path, *, expected: Digest | None, move: bool, task: Task | None = None
 ) -> tuple[Digest, int]:
@@ -121,7 +202,8 @@ def adopt(
         try:
             with os.fdopen(sink_fd, "wb", buffering=0) as sink:
                 fcntl.flock(sink_fd, fcntl.LOCK_EX)
-                digest, size = copy_stream(source, sink, task)
+                large = os.fstat(fd).st_size >= LARGE
+                digest, size = (_copy_direct if large else copy_stream)(source, sink, task)
                 _require(digest, expected, path)
                 _publish(sink_fd, name, blobs / digest.hex)
         except BaseException:
