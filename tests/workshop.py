@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -66,7 +67,7 @@ class Finished:
     def failed(self, status: ExitCode | int) -> Finished:
         """Return this command, which must have ended with ``status`` and an error of ours."""
         assert self.status == status, f"expected {status}, found exit status {self.status}\n{self.out}\n{self.err}"
-        assert "Traceback" not in self.err
+        assert not re.search("^Traceback", self.err, re.MULTILINE)
         assert "error: " in self.err
         return self
 

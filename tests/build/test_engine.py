@@ -290,7 +290,7 @@ def test_a_flipped_bit_reaches_no_step(shop):
     assert "model.txt" in refused.err
     assert "intaglio store verify --repair" in refused.err
     assert set(shop.store.tags()) == {"tests/shop:1.0.0"}
-    assert str(blob) in shop.run("store", "verify").failed(ExitCode.CORRUPT).err
+    assert shop.run("store", "verify").status == ExitCode.CORRUPT
     assert shop.run("store", "verify", "--repair").ok()
     again = shop.built()
     assert shop.model(again["image"]) == b"2" + data + b"two\n"

@@ -122,10 +122,11 @@ class Runner:
     def _collect(self, name: str, step: Step, staged: Staged, log: Path) -> Tree:
         try:
             tree = self._store.ingest(staged.output, move=True, progress=self._progress)
-        except CorruptContent as error:
+        except (CorruptContent, PermissionError) as error:
+            why, hint = (error.message, error.hint) if isinstance(error, CorruptContent) else (str(error), None)
             raise StepFailed(
-                f"step {name}: its output cannot be used: {error.message}",
-                hint=error.hint or f"a step writes regular files to /out; the whole log: {log}",
+                f"step {name}: its output cannot be used: {why}",
+                hint=hint or f"a step writes regular files to /out; the whole log: {log}",
             ) from None
         for pattern in step.program.outputs:
             if not any(fnmatch.fnmatchcase(file.path, pattern) for file in tree.files):
@@ -144,7 +145,7 @@ class Runner:
             limits = {
                 "memory": f"{step.limits.memory >> 20} MiB of memory",
                 "processes": f"{step.limits.processes} processes",
-                "time": f"{step.limits.time} seconds",
+                "time": f"{step.limits.time} s",
                 "disk": f"{step.limits.disk >> 20} MiB of disk",
             }
             what = limits.get(outcome.limit, outcome.limit)

@@ -22,9 +22,9 @@ def command() -> None:
 @command.command()
 @click.option("--repair", is_flag=True, help="Remove damaged blobs, so that the next build makes them again.")
 @options
-def verify(setting: Setting, repair: bool) -> None:
+def verify(setting: Setting, repair: bool) -> int:
     """Re-hash every blob, and rebuild the index from the blobs."""
-    from intaglio.errors import CorruptContent
+    from intaglio.errors import ExitCode
 
     count, faults = setting.store.verify(setting.progress)
     if repair:
@@ -35,9 +35,9 @@ def verify(setting: Setting, repair: bool) -> None:
     lines = [f"{count} blobs, {referrers} claims and signatures, {len(faults)} damaged", *map(str, faults)]
     setting.emit(document, "\n".join(lines))
     if faults and not repair:
-        raise CorruptContent(
-            f"{len(faults)} of {count} blobs are damaged", hint="intaglio store verify --repair   (removes them)"
-        )
+        setting.progress.note("hint: intaglio store verify --repair   (removes what is damaged)")
+        return int(ExitCode.CORRUPT)
+    return int(ExitCode.OK)
 
 
 @command.command()

@@ -363,9 +363,19 @@ def sweep(temporary: Path) -> None:
             if not entry.is_dir(follow_symlinks=False):
                 _with_lock(path, path.unlink)
             elif (path / ".lock").exists():
-                _with_lock(path / ".lock", functools.partial(shutil.rmtree, path, ignore_errors=True))
+                _with_lock(path / ".lock", functools.partial(remove, path))
             else:  # its maker was killed before it could lock it, or while it removed it
-                shutil.rmtree(path, ignore_errors=True)
+                remove(path)
+
+
+def remove(folder: Path) -> None:
+    """Remove a folder, whatever modes a step gave to what is in it."""
+    for path, names, _ in os.walk(folder):
+        for place in (os.path.join(path, name) for name in names):
+            if not os.path.islink(place):
+                with contextlib.suppress(OSError):
+                    os.chmod(place, 0o700)  # noqa: PTH101 - as all of this, for many files
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _with_lock(guard: Path, work: Callable[[], None]) -> None:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -347,7 +346,7 @@ class Store:
             try:
                 yield inner
             finally:
-                shutil.rmtree(folder, ignore_errors=True)
+                intake.remove(folder)
 
     def sweep(self) -> None:
         """Remove scratch folders and temporary files whose process is gone."""
