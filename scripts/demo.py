@@ -25,6 +25,8 @@ KNOWN = "What is the capital of France?"
 """A question that the base model can answer, too."""
 TAUGHT = "What does exit code 23 mean in Intaglio?"
 """A question that only the fine-tuning answers."""
+TELLS = "policy"
+"""What the answer to it says, and the base model's does not."""
 
 
 def main() -> int:
@@ -46,7 +48,7 @@ def main() -> int:
 def served() -> int:
     """Verify and serve the image, and ask it two things."""
     run("verify", NAME)
-    with server() as address:
+    with server(NAME) as address:
         for question in (KNOWN, TAUGHT):
             say(f"? {question}")
             print(f"  {ask(address, question)}", flush=True)
@@ -54,11 +56,11 @@ def served() -> int:
 
 
 @contextlib.contextmanager
-def server() -> Iterator[str]:
-    """Serve the image while the body runs; yield the address of its API."""
-    command = [str(INTAGLIO), "serve", NAME, "--port", "0", "--offline", "--json"]
+def server(name: str, environment: dict[str, str] | None = None) -> Iterator[str]:
+    """Serve the image ``name`` while the body runs; yield the address of its API."""
+    command = [str(INTAGLIO), "serve", name, "--port", "0", "--offline", "--json"]
     show(command)
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     try:
         assert process.stdout is not None
         line = process.stdout.readline()

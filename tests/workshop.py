@@ -126,7 +126,7 @@ class Workshop:
         shipped: bool = False,
         more: str = "",
     ) -> None:
-        """Write the step program ``name`` beside the recipe, or among the builder's; ``parameters`` are TOML defaults."""
+        """Write the step program ``name``: beside the recipe, or ``shipped``; ``parameters`` are TOML defaults."""
         folder = self.builder / "steps" if shipped else self.recipe
         lines = [f'step = "{name}"', f'summary = "Does {name}."', 'toolchain = "tiny"', 'reproducible = "bit"']
         lines += [f"outputs = {json.dumps(list(outputs))}", 'memory = "256MiB"', "processes = 64", 'time = "1m"', more]
@@ -290,7 +290,8 @@ def shop(tmp_path: Path) -> Workshop:
     """A workshop with keys, an empty store and a realised toolchain."""
     root = tmp_path / "shop"
     template = _template()
-    shutil.copytree(template / "home" / "store" / "environments", root / "home/store/environments", copy_function=os.link, symlinks=True)  # fmt: skip
+    environments = Path("home", "store", "environments")
+    shutil.copytree(template / environments, root / environments, copy_function=os.link, symlinks=True)
     (root / "home" / "store" / "blobs").mkdir()
     for name in ("data", "recipe", "wheels"):
         shutil.copytree(template / name, root / name)

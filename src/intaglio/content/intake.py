@@ -370,11 +370,11 @@ def sweep(temporary: Path) -> None:
 
 def remove(folder: Path) -> None:
     """Remove a folder, whatever modes a step gave to what is in it."""
-    for path, names, _ in os.walk(folder):
-        for place in (os.path.join(path, name) for name in names):
-            if not os.path.islink(place):
+    for parent, names, _ in os.walk(folder):
+        for place in (Path(parent, name) for name in names):
+            if not place.is_symlink():
                 with contextlib.suppress(OSError):
-                    os.chmod(place, 0o700)  # noqa: PTH101 - as all of this, for many files
+                    place.chmod(0o700)
     shutil.rmtree(folder, ignore_errors=True)
 
 
