@@ -140,7 +140,11 @@ class Runner:
     def _failure(self, name: str, step: Step, outcome: Outcome, events: _Events, log: Path) -> StepFailed:
         tail = _tail(log)
         shown = "".join(f"\n  | {line}" for line in tail)
-        where = f"the whole log: {log}\nrun it again: {self._replay} {name}"
+        where = (
+            f"the whole log: {log}\nrun it again: {self._replay} {name}"
+            if name == step.name
+            else f"the whole log: {log}"
+        )
         if outcome.limit:
             limits = {
                 "memory": f"{step.limits.memory >> 20} MiB of memory",
@@ -167,7 +171,7 @@ class Runner:
             name=f"wheel {sdist.source.package}",
             uses="wheel",
             program=program,
-            inputs={"sdist": sdist.source.package},
+            inputs={"source": sdist.source.package},
             parameters=program.resolve({}),
             reproducible=program.reproducible,
             limits=program.limits,
@@ -175,13 +179,13 @@ class Runner:
         from intaglio.build.action import platform_class
 
         planned = PlannedStep(step, program.tree().digest, chain, python, platform_class())
-        action = planned.action({"sdist": source.digest})
-        tree = self.run(step.name.replace(" ", "-"), planned, action, {"sdist": source})
+        action = planned.action({"source": source.digest})
+        tree = self.run(step.name.replace(" ", "-"), planned, action, {"source": source})
         sdist.accept(tree)
         if self._record is not None:
             dependencies = (
                 Dependency(
-                    "input:sdist", source.digest, "origin", f"pypi:{sdist.source.package}=={sdist.source.version}"
+                    "input:source", source.digest, "origin", f"pypi:{sdist.source.package}=={sdist.source.version}"
                 ),
                 Dependency("program:wheel", planned.program, "program"),
                 Dependency(f"toolchain:{chain.name}", chain.tree().digest, "toolchain"),

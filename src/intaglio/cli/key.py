@@ -25,7 +25,13 @@ def command() -> None:
 @click.option("--passphrase-file", type=click.Path(path_type=Path), help="Encrypt the key with this file's first line.")
 @options
 def new(setting: Setting, name: str, passphrase_file: Path | None) -> None:
-    """Make the key NAME; one that is there is never overwritten."""
+    """Make the key NAME; one that is there is never overwritten.
+
+    \b
+    Examples:
+      intaglio key new evaluator
+      intaglio key new evaluator --passphrase-file FILE
+    """
     from intaglio.trust import keyring
 
     setting.passphrase_file = passphrase_file
@@ -40,7 +46,13 @@ def new(setting: Setting, name: str, passphrase_file: Path | None) -> None:
 @click.option("--public", is_flag=True, help="Print the public key as PEM.")
 @options
 def show(setting: Setting, name: str, public: bool) -> None:
-    """Show the key NAME; its private half is never shown."""
+    """Show the key NAME; its private half is never shown.
+
+    \b
+    Examples:
+      intaglio key show release
+      intaglio key show release --public > release.pub
+    """
     from intaglio.trust import keyring
 
     key = keyring.load_public(setting.home, name)

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import importlib
 import json
@@ -17,7 +18,7 @@ import traceback
 import click
 
 from intaglio import __version__
-from intaglio.errors import Error, ExitCode, InternalError, MachineError, UsageError
+from intaglio.errors import Error, InternalError, MachineError, UsageError
 
 _COMMANDS: dict[str, str] = {
     "init": "Make the builder and release keys, and a policy that names them.",
@@ -92,6 +93,7 @@ def main() -> None:
     arguments = sys.argv[1:]
     try:
         status = cli.main(args=arguments, prog_name="intaglio", standalone_mode=False)
+        sys.stdout.flush()  # an answer that did not arrive is no success
     except click.exceptions.Abort:
         _end(130, "interrupted")
     except click.UsageError as error:
@@ -104,6 +106,10 @@ def main() -> None:
     except Error as error:
         _fail(error, arguments)
     except BrokenPipeError:
+        _end(141, None)
+    except SystemExit as ending:  # click's own answer to a reader that has gone, and its way out of completion
+        if not isinstance(ending.__context__, BrokenPipeError):
+            raise
         _end(141, None)
     except OSError as error:
         _fail(_machine(error), arguments)
@@ -131,18 +137,17 @@ def _machine(error: OSError) -> MachineError:
 def _fail(error: Error, arguments: list[str]) -> None:
     if "--json" in arguments:
         document = {"type": type(error).__name__, "message": error.message, "hint": error.hint}
-        sys.stdout.write(json.dumps({"error": {**document, "exit_code": int(error.exit_code)}}) + "\n")
-    sys.stderr.write(f"error: {error.message}\n" + (f"hint: {error.hint}\n" if error.hint else ""))
-    _end(int(error.exit_code), None)
+        with contextlib.suppress(OSError):
+            sys.stdout.write(json.dumps({"error": {**document, "exit_code": int(error.exit_code)}}) + "\n")
+    _end(int(error.exit_code), f"error: {error.message}" + (f"\nhint: {error.hint}" if error.hint else ""))
 
 
 def _end(status: int, text: str | None) -> None:
     """End at once: what runs beside the main thread dies with the process, sandboxes included."""
-    if text:
-        sys.stderr.write(text + "\n")
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except (BrokenPipeError, ValueError):
-            status = status or int(ExitCode.OK)
+    with contextlib.suppress(OSError, ValueError):
+        if text:
+            sys.stderr.write(text + "\n")
+        sys.stderr.flush()
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()
     os._exit(status)

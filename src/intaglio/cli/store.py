@@ -23,7 +23,13 @@ def command() -> None:
 @click.option("--repair", is_flag=True, help="Remove damaged blobs, so that the next build makes them again.")
 @options
 def verify(setting: Setting, repair: bool) -> int:
-    """Re-hash every blob, and rebuild the index from the blobs."""
+    """Re-hash every blob, and rebuild the index from the blobs.
+
+    \b
+    Examples:
+      intaglio store verify
+      intaglio store verify --repair
+    """
     from intaglio.errors import ExitCode
 
     count, faults = setting.store.verify(setting.progress)
@@ -43,7 +49,13 @@ def verify(setting: Setting, repair: bool) -> int:
 @command.command()
 @options
 def du(setting: Setting) -> None:
-    """Say how much room the parts of the store take."""
+    """Say how much room the parts of the store take.
+
+    \b
+    Examples:
+      intaglio store du
+      intaglio store du --json
+    """
     from intaglio.report.terminal import amount
 
     sizes = setting.store.usage()
@@ -53,7 +65,13 @@ def du(setting: Setting) -> None:
 @command.command(name="list")
 @options
 def list_(setting: Setting) -> None:
-    """List the images by name."""
+    """List the images by name.
+
+    \b
+    Examples:
+      intaglio store list
+      intaglio store list --json
+    """
     tags = setting.store.tags()
     entries = [{"tag": name, "image": str(image.digest)} for name, image in sorted(tags.items())]
     setting.emit({"images": entries}, "\n".join(f"{entry['tag']}  {entry['image']}" for entry in entries))

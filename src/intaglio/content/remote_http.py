@@ -253,7 +253,9 @@ class Transport:
                 return answer
             with answer:
                 if request.method not in ("GET", "HEAD") and answer.status not in _SAME_METHOD:
-                    raise RegistryError(f"{shown(request.url)}: redirects a {request.method} ({answer.status}); refused")
+                    raise RegistryError(
+                        f"{shown(request.url)}: redirects a {request.method} ({answer.status}); refused"
+                    )
                 request = replace(request, url=self.follow(request.url, answer.header("Location")))
         raise RegistryError(f"{shown(request.url)}: more than {self.network.redirects} redirects")
 
@@ -312,7 +314,8 @@ class Transport:
             )
         if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError):
             return RegistryError(
-                f"{shown(url)}: no TLS: {error.reason or error}", hint="a registry without TLS is asked with --plain-http"
+                f"{shown(url)}: no TLS: {error.reason or error}",
+                hint="a registry without TLS is asked with --plain-http",
             )
         if isinstance(error, socket.gaierror) and error.errno != socket.EAI_AGAIN:
             return RegistryError(f"{shown(url)}: no such host", hint="check the address, the network and the proxy")

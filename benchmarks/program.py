@@ -1,0 +1,71 @@
+"""The engine as a user runs it: the ``intaglio`` program with a home of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+ROOT = Path(__file__).resolve().parents[1]
+MODELFILES = ROOT / "modelfiles"
+TINY = "tiny-from-scratch"
+DEMO = "smollm2-helpdesk"
+_OWN = ("INTAGLIO_HOME", "INTAGLIO_STORE", "INTAGLIO_PASSPHRASE", "INTAGLIO_PASSPHRASE_FILE", "INTAGLIO_DATA")
+
+
+class ProgramFailed(Exception):
+    """The program ended with another status than 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """``intaglio``, with a home that nobody else uses."""
+
+    home: Path
+    executable: Path = Path(sys.executable).with_name("intaglio")
+    variables: Mapping[str, str] = field(default_factory=dict)
+    """Set on top of this process's environment."""
+    prefix: tuple[str, ...] = ()
+    """A program that runs it, with its arguments."""
+
+    @property
+    def store(self) -> Path:
+        """Where its store stands."""
+        return self.home / "store"
+
+    def environment(self) -> dict[str, str]:
+        """Return the whole environment that it runs in."""
+        kept = {name: value for name, value in os.environ.items() if name not in _OWN}
+        return {**kept, "INTAGLIO_HOME": str(self.home), **self.variables}
+
+    def argv(self, *arguments: str | Path) -> list[str]:
+        """Return the complete command."""
+        return [*self.prefix, str(self.executable), *map(str, arguments)]
+
+    def run(self, *arguments: str | Path) -> str:
+        """Run a command to its end and return what it answered.
+
+        Raises:
+            ProgramFailed: its exit status is not 0; the message shows what it said.
+        """
+        done = subprocess.run(
+            self.argv(*arguments), env=self.environment(), capture_output=True, text=True, check=False, cwd="/"
+        )
+        if done.returncode != 0:
+            said = done.stderr.strip()[-2000:] or done.stdout.strip()[-2000:]
+            raise ProgramFailed(f"intaglio {' '.join(map(str, arguments))}: exit status {done.returncode}\n{said}")
+        return done.stdout
+
+    def build(self, recipe: Path, *options: str) -> dict[str, Any]:
+        """Build ``recipe`` and return the program's JSON answer."""
+        return cast(dict[str, Any], json.loads(self.run("build", recipe, "--json", "--progress", "none", *options)))
+
+
+def recipe(name: str) -> Path:
+    """Return the folder of the recipe that is called ``name``; ``tiny`` and ``demo`` are short for the two."""
+    return MODELFILES / {"tiny": TINY, "demo": DEMO}.get(name, name)
