@@ -95,7 +95,7 @@ def measure(scratch: Path, rounds: int, size: int, note: Callable[[str], None]) 
         return seconds
 
     def cached() -> float:
-        with mock.patch.object(intake, "LARGE", 1 << 62), mock.patch.object(os, "fsync", lambda _: None):
+        with mock.patch.object(intake, "LARGE", 1 << 62), mock.patch.object(os, "fsync"):
             return copied()
 
     variants = {

@@ -23,6 +23,12 @@ class Process:
 
     seconds: Mapping[str, list[float]]
 
+    @property
+    def met(self) -> bool:
+        """Whether every command that has a target keeps it."""
+        targets = ((target_of(name), values) for name, values in self.seconds.items())
+        return all(target is None or median(values) <= target for target, values in targets)
+
     def table(self) -> Table:
         """Return it as rows."""
         rows = []

@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 MODELFILES = ROOT / "modelfiles"
 TINY = "tiny-from-scratch"
 DEMO = "smollm2-helpdesk"
+_EXECUTABLE = Path(sys.executable).with_name("intaglio")
 _OWN = ("INTAGLIO_HOME", "INTAGLIO_STORE", "INTAGLIO_PASSPHRASE", "INTAGLIO_PASSPHRASE_FILE", "INTAGLIO_DATA")
 
 
@@ -27,7 +28,7 @@ class Program:
     """``intaglio``, with a home that nobody else uses."""
 
     home: Path
-    executable: Path = Path(sys.executable).with_name("intaglio")
+    executable: Path = _EXECUTABLE
     variables: Mapping[str, str] = field(default_factory=dict)
     """Set on top of this process's environment."""
     prefix: tuple[str, ...] = ()

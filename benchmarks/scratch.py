@@ -31,6 +31,7 @@ def discard(place: Path) -> None:
     """Remove a folder; realised environments in it are read-only."""
     for path, names, _ in os.walk(place):
         for name in names:
-            if not os.path.islink(f"{path}/{name}"):
-                os.chmod(f"{path}/{name}", 0o700)
+            inner = Path(path, name)
+            if not inner.is_symlink():
+                inner.chmod(0o700)
     shutil.rmtree(place, ignore_errors=True)

@@ -1,7 +1,8 @@
-"""Serve a GGUF model with llama.cpp's own server on a Unix socket.
+"""Serve a GGUF model with llama.cpp's own server: an OpenAI-compatible API on a Unix socket.
 
-The request names the model's files by the paths to open, the name under which the model is listed, the socket, and
-how many tokens of context to keep (null: what the model says).
+* llama.cpp listens on the socket itself: there is no other listener, on no other address.
+* The model is opened by the path that the request names, and read by mapping it.
+* SIGTERM and SIGINT end the server.
 """
 
 from __future__ import annotations
@@ -10,39 +11,70 @@ import json
 import os
 import signal
 import sys
-import threading
+from pathlib import Path
+
+THREADS = 2
 
 
-def main(path: str) -> int:
-    """Serve until SIGTERM."""
-    with open(path, encoding="utf-8") as stream:
-        request = json.load(stream)
-    weights = [place for name, place in sorted(request["model"]["files"].items()) if name.endswith(".gguf")]
-    if len(weights) != 1:
-        print(f"expected one GGUF file in the image, found {len(weights)}", file=sys.stderr)
-        return 1
-    stopped = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stopped.set())
+def find_model(files: dict[str, str]) -> str:
+    """The path of the one GGUF file, or of the first part of one that is split.
 
+    Raises:
+        ValueError: there is not exactly one.
+    """
+    names = sorted(name for name in files if name.endswith(".gguf"))
+    first = [name for name in names if "-00001-of-" in name] or names
+    if len(first) != 1:
+        raise ValueError(f"model: expected one GGUF file, found {', '.join(sorted(files)) or 'nothing'}")
+    return files[first[0]]
+
+
+def start(model: str, name: str, socket: str, context: int | None) -> object:
+    """Load the model and listen; the server runs in threads of its own."""
     import xllamacpp
 
-    settings = xllamacpp.CommonParams()
-    settings.model.path = weights[0]
-    settings.model_alias = {request["name"]}
-    settings.hostnames = [request["socket"]]
-    settings.offline = True
-    settings.use_jinja = True
-    settings.ui = False
-    settings.n_parallel = 1
-    settings.n_ctx = request["context"] or 0
-    threads = int(os.environ.get("OMP_NUM_THREADS", "2"))
-    settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = threads
-    server = xllamacpp.Server(settings)
-    stopped.wait()
+    parameters = xllamacpp.CommonParams()
+    parameters.model.path = model
+    parameters.model_alias = {name}
+    parameters.hostnames = [socket]
+    parameters.offline = True
+    parameters.use_jinja = True
+    parameters.ui = False
+    parameters.endpoint_slots = False
+    parameters.fit_params = False
+    parameters.n_parallel = 1
+    parameters.n_ctx = context or 0  # 0: as many tokens as the model was made for
+    threads = int(os.environ.get("OMP_NUM_THREADS", THREADS))
+    parameters.cpuparams.n_threads = threads
+    parameters.cpuparams_batch.n_threads = threads
+    return xllamacpp.Server(parameters)
+
+
+def main() -> int:
+    """Serve until told to end; the request's path is the first argument."""
+    path = Path(sys.argv[1] if len(sys.argv) > 1 else "/step/request.json")
+    request = json.loads(path.read_text(encoding="utf-8"))
+    if request.get("protocol") != 1:
+        print(f"error: expected protocol 1, found {request.get('protocol')!r}", file=sys.stderr)
+        return 1
+    socket = str(request["socket"])
+    if not socket.endswith(".sock"):
+        print(f"error: socket: expected a path that ends in .sock, found {socket!r}", file=sys.stderr)
+        return 1
+    Path(socket).unlink(missing_ok=True)
+    ends = {signal.SIGTERM, signal.SIGINT}
+    signal.pthread_sigmask(signal.SIG_BLOCK, ends)  # inherited by the server's threads: only this one waits for them
+    try:
+        server = start(find_model(request["model"]["files"]), str(request["name"]), socket, request.get("context"))
+    except (ValueError, RuntimeError) as problem:
+        print(f"error: {problem}", file=sys.stderr)
+        return 1
+    print(f"serving {request['name']}", file=sys.stderr, flush=True)
+    signal.sigwait(ends)
     del server
+    Path(socket).unlink(missing_ok=True)
     return 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1] if len(sys.argv) > 1 else "/step/request.json"))
+    sys.exit(main())

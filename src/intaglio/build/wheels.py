@@ -20,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from intaglio.build.toolchain import Distribution, Toolchain
+from intaglio.content.descriptor import EMPTY
 from intaglio.content.layout import Store
 from intaglio.errors import CorruptContent, MachineError, SourceUnreachable
 from intaglio.progress import Progress, Task
@@ -47,6 +48,8 @@ def fetch(toolchain: Toolchain, store: Store, *, offline: bool, progress: Progre
         MachineError: the engine's Python has no pip.
     """
     store.put(toolchain.lock)
+    store.put(toolchain.tree().manifest())
+    store.put(EMPTY)
     folder = (cache or _user_cache()) / "wheels"
     wanted = [file for file in missing(toolchain, store) if not _from_cache(file, folder, store)]
     if not wanted:

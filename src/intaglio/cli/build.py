@@ -33,14 +33,17 @@ def command(setting: Setting, recipe: str, tag: str | None, offline: bool, locke
     """
     from intaglio.build.engine import Engine
     from intaglio.build.plan import make
+    from intaglio.content.layout import check_name
     from intaglio.recipe import lock
 
     started = time.monotonic()
+    if tag is not None:
+        check_name(tag)
     parsed = setting.recipe(recipe)
     keys = Keys(setting)
     setting.store.sweep()
     plan = make(parsed, lock.read(parsed.folder / lock.FILE), setting.store, strict=locked, note=setting.progress.note)
-    name = tag or f"{parsed.model.name}:{parsed.model.version}"
+    name = f"{parsed.model.name}:{parsed.model.version}" if tag is None else tag
     engine = Engine(plan, setting.store, keys, setting.progress, offline=offline, replay=setting.command("replay"))
     result = engine.build(name)
     setting.emit(_document(result), _summary(result, time.monotonic() - started))

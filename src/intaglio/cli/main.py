@@ -33,6 +33,7 @@ _COMMANDS: dict[str, str] = {
     "verify": "Check every byte, signature and claim of an image against your policy.",
     "export": "Write an image for other tools.",
     "serve": "Verify an image, then serve it on loopback.",
+    "kit": "Carry images into networks without the internet.",
     "key": "Make and show signing keys.",
     "store": "Look after the store.",
 }
@@ -90,7 +91,7 @@ def cli(ctx: click.Context, store: str | None) -> None:
 
 def main() -> None:
     """Run the command line and end the process with its exit code."""
-    arguments = sys.argv[1:]
+    arguments, stdout = sys.argv[1:], sys.stdout
     try:
         status = cli.main(args=arguments, prog_name="intaglio", standalone_mode=False)
         sys.stdout.flush()  # an answer that did not arrive is no success
@@ -107,10 +108,10 @@ def main() -> None:
         _fail(error, arguments)
     except BrokenPipeError:
         _end(141, None)
-    except SystemExit as ending:  # click's own answer to a reader that has gone, and its way out of completion
-        if not isinstance(ending.__context__, BrokenPipeError):
-            raise
-        _end(141, None)
+    except SystemExit:
+        if sys.stdout is stdout:
+            raise  # the end of a completion
+        _end(141, None)  # click wraps the streams, and exits, when their reader has gone
     except OSError as error:
         _fail(_machine(error), arguments)
     except Exception as error:  # noqa: BLE001 - the last resort: a bug gets its own code and a trace

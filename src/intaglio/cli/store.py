@@ -30,15 +30,20 @@ def verify(setting: Setting, repair: bool) -> int:
       intaglio store verify
       intaglio store verify --repair
     """
-    from intaglio.errors import ExitCode
+    from intaglio.errors import ExitCode, MachineError
 
     count, faults = setting.store.verify(setting.progress)
     if repair:
         for fault in faults:
             fault.path.unlink()
-    referrers = setting.store.rebuild_index()
+    referrers = None
+    try:
+        referrers = setting.store.rebuild_index()
+    except MachineError as error:  # a full or read-only disk is no reason to be silent about the blobs
+        setting.progress.note(f"the index is as it was: {error.message}")
     document = {"blobs": count, "referrers": referrers, "damaged": [str(fault) for fault in faults], "repaired": repair}
-    lines = [f"{count} blobs, {referrers} claims and signatures, {len(faults)} damaged", *map(str, faults)]
+    known = "" if referrers is None else f"{referrers} claims and signatures, "
+    lines = [f"{count} blobs, {known}{len(faults)} damaged", *map(str, faults)]
     setting.emit(document, "\n".join(lines))
     if faults and not repair:
         setting.progress.note("hint: intaglio store verify --repair   (removes what is damaged)")

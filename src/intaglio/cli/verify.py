@@ -45,11 +45,12 @@ def command(setting: Setting, reference: str, policy: Path | None, files: Path |
     else:
         store = setting.existing_store
         report = verify.verify_image(store, store.resolve(reference), rules, progress=setting.progress)
-    setting.emit(report.to_json(), _text(report, reference))
+    setting.emit(report.to_json(), describe(report, reference))
     return int(report.exit_code)
 
 
-def _text(report: Report, reference: str) -> str:
+def describe(report: Report, reference: str) -> str:
+    """Return the verdict on ``reference`` for people, a line a rule."""
     width = max((len(rule.rule) for rule in report.rules), default=0)
     lines = [f"{rule.result:<5} {rule.rule:<{width}}  {rule.detail}" for rule in report.rules]
     return "\n".join([*lines, f"{report.verdict}: {reference} {report.image}"])

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -24,14 +25,26 @@ from intaglio.content.index import Index
 from intaglio.content.intake import BlobWriter, DamagedBlob
 from intaglio.content.tree import File, Tree
 from intaglio.digest import ActionKey, Digest
-from intaglio.errors import CorruptContent, MachineError, NotVerifiable
+from intaglio.errors import CorruptContent, MachineError, NotVerifiable, UsageError
 from intaglio.progress import Progress, Silent
 
 REF_NAME = "org.opencontainers.image.ref.name"
 ACTION = "dev.intaglio.action"
 """Annotation of a claim's manifest: the action it is about. A hint for the index, believed only when signed inside."""
 _LAYOUT_FILE = b'{"imageLayoutVersion":"1.0.0"}'
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@/+-]{0,511}\Z")
 _SMALL = strictjson.MAX_BYTES
+
+
+def check_name(name: str) -> str:
+    """Return ``name`` if an image may have it: what OCI tools take as a reference, and no digest.
+
+    Raises:
+        UsageError: it is none.
+    """
+    if not _NAME.match(name) or name.startswith("sha256:"):
+        raise UsageError(f"expected a name such as team/model:1.0 for --tag, found {name[:80]!r}")
+    return name
 
 
 class Store:
@@ -393,3 +406,19 @@ def _refers(manifest: bytes, what: str) -> tuple[Digest | None, ActionKey | None
         return None, None
     action = parse_annotations(document.get("annotations"), what).get(ACTION)
     return Descriptor.parse(subject, what).digest, ActionKey(action) if action else None
+
+
+def index_manifest(store: Store, digest: Digest) -> None:
+    """Let the index know what the blob ``digest`` refers to, if it is a manifest that refers to something."""
+    path = store.path(digest)
+    if path.stat().st_size > _SMALL:
+        return
+    data = path.read_bytes()
+    if not data.startswith(b"{"):
+        return
+    try:
+        subject, action = _refers(data, "blob")
+    except CorruptContent:
+        return
+    if subject is not None:
+        store.index.add_referrer(subject, digest, action)

@@ -37,7 +37,6 @@ class Authorizer:
     scope: str = ""
     """What is asked for, as in ``repository:org/model:pull``."""
     _header: str | None = field(default=None, repr=False)
-    _asked: bool = False
     _guard: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def header(self, where: str) -> str | None:
@@ -56,17 +55,18 @@ class Authorizer:
                 return  # another thread has a newer one already
             offered = challenges(answer.headers("WWW-Authenticate"))
             credential = self.find()
-            if "bearer" in offered and not (self._asked and sent is None):
+            if "bearer" in offered:
                 fresh = f"Bearer {self._token(offered['bearer'], credential)}"
             elif "basic" in offered and credential is not None and not credential.token:
                 fresh = credential.basic()
             else:
-                raise self._error(answer.url, credential)
+                raise self.error(answer.url, credential)
             if fresh == sent:
-                raise self._error(answer.url, credential)
+                raise self.error(answer.url, credential)
             self._header = fresh
 
-    def _error(self, url: str, credential: Credential | None) -> RegistryError:
+    def error(self, url: str, credential: Credential | None) -> RegistryError:
+        """Return the error of whoever is not let in."""
         why = "the credential was refused" if credential else "a credential is needed, and there is none"
         return RegistryError(f"{shown(url)}: {why} (401)", hint=_HINT)
 
@@ -96,9 +96,11 @@ class Authorizer:
         # The credential goes with this one request; a redirect is not followed, so it goes nowhere else.
         with self.transport.ask(request) as answer:
             if answer.status in (400, 401, 403):
-                raise self._error(request.url, credential)
-            if answer.status != 200:
+                raise self.error(request.url, credential)
+            if answer.status == 429 or answer.status >= 500:
                 raise Passing(f"the token service answers {answer.status}")
+            if answer.status != 200:
+                raise RegistryError(f"{shown(request.url)}: the token service answers {answer.status}")
             data = answer.read(1 << 20, "the token service's answer")
         try:
             document = strictjson.parse_object(data, what="the token service's answer", max_bytes=1 << 20)

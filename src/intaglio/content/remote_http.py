@@ -244,7 +244,7 @@ class Transport:
             RegistryError: one that will not.
         """
         for _ in range(self.network.redirects + 1):
-            answer = self._ask(request, authorize(origin(request.url)))
+            answer = self.ask(request, authorize(origin(request.url)))
             if answer.status not in _REDIRECTS:
                 if answer.status in _TRANSIENT:
                     wait = answer.header("Retry-After")
@@ -285,7 +285,8 @@ class Transport:
                 f"{shown(url)}: expected an https: address", hint="http: can be read and changed by others"
             )
 
-    def _ask(self, request: Request, authorization: str | None) -> Answer:
+    def ask(self, request: Request, authorization: str | None = None) -> Answer:
+        """Return the answer to ``request`` itself, whatever it is; errors as in :meth:`open`."""
         headers = {"User-Agent": "intaglio", "Accept-Encoding": "identity", **request.headers}
         if authorization:
             headers["Authorization"] = authorization

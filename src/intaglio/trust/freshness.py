@@ -1,8 +1,9 @@
 """Freshness: as of when the trusted source is known to be what it says, and how long ago that is.
 
-- What was seen online, unexpired, was current then; what a timestamp says about its own signing was current when it was
-  signed. The later of the two counts: it is the moment as of which the metadata is known to be current.
-- A clock that was set back makes nothing fresher than it was: the latest moment known is the earliest that *now* can be.
+- What was seen online, unexpired, was current then; what a timestamp says about its own signing was current when it
+  was signed. The later of the two counts: it is the moment as of which the metadata is known to be current.
+- A clock that was set back makes nothing fresher than it was: the latest moment known is the earliest that *now* can
+  be.
 - A moment at or past the metadata's own expiry is no evidence: it could not have been seen valid then.
 
 (TUF specification 1.0, section 5.1, "fixed update start time"; offline use is ours: docs/trust.md.)
@@ -11,7 +12,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 
 from intaglio.errors import Stale, Untrusted
 
@@ -78,7 +79,7 @@ def judge(*, clock: datetime, signed: datetime | None, seen: datetime | None, ex
 
 def write(moment: datetime) -> str:
     """Return ``moment`` as text, in UTC."""
-    return moment.astimezone(timezone.utc).strftime(FORM)
+    return moment.astimezone(UTC).strftime(FORM)
 
 
 def read(text: object) -> datetime | None:
@@ -86,7 +87,7 @@ def read(text: object) -> datetime | None:
     if not isinstance(text, str):
         return None
     try:
-        return datetime.strptime(text, FORM).replace(tzinfo=timezone.utc)
+        return datetime.strptime(text, FORM).replace(tzinfo=UTC)
     except ValueError:
         return None
 

@@ -20,7 +20,7 @@ from typing import TypeVar
 
 from securesystemslib.exceptions import Error as LibraryError
 from securesystemslib.signer import Key
-from tuf.api.exceptions import LengthOrHashMismatchError, RepositoryError, UnsignedMetadataError
+from tuf.api.exceptions import LengthOrHashMismatchError, RepositoryError
 from tuf.api.metadata import Delegations, Metadata, MetaFile, Root, Signed, Snapshot, Targets, Timestamp
 
 from intaglio import strictjson
@@ -355,14 +355,9 @@ def _public_bytes(kind: str, public: str) -> bytes:
 
 def _require_signed(delegator: Root | Targets, role: str, metadata: Metadata[_S], what: str) -> None:
     """Check the threshold of signatures over the metadata's canonical form."""
-    try:
-        _sound(what, lambda: _verify(delegator, role, metadata))
-    except UnsignedMetadataError as error:
-        raise Untrusted(f"{what}: too few good signatures: {error}") from None
-
-
-def _verify(delegator: Root | Targets, role: str, metadata: Metadata[_S]) -> None:
-    delegator.verify_delegate(role, metadata.signed_bytes, metadata.signatures)
+    result = _sound(what, lambda: delegator.get_verification_result(role, metadata.signed_bytes, metadata.signatures))
+    if not result:
+        raise Untrusted(f"{what}: expected {result.threshold} good signatures, found {len(result.signed)}")
 
 
 def _require_same(meta: MetaFile, data: bytes, what: str) -> None:

@@ -2,7 +2,8 @@
 
 - A name says what kind of thing it is, who it belongs to and what it is called: ``models/org/name``. It is lower-case
   ASCII, so that no two names look alike by case, script or separators.
-- The path of a target is the name and the version; its bytes are an OCI manifest, so its hash is that content's identity.
+- The path of a target is the name and the version; its bytes are an OCI manifest, so its hash is that content's
+  identity.
 - ``status``, ``licence`` and ``publisher`` bind: they are signed and policies read them. ``origins`` and ``repository``
   are hints where to fetch; what comes from there is compared with the digest.
 

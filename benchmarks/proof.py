@@ -1,0 +1,104 @@
+"""Prove at length what the tests show in small, and write the tables to ``docs/proof/``.
+
+    python -m benchmarks.proof [reproduce] [kills] [benchmarks] [--recipe tiny] [--kills 50]
+
+Without names all three run. Each writes its page as soon as it is done; the exit status is 1 where one of them failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks import kills, machine, reproduce, run, scratch
+from benchmarks.program import Program, recipe
+from benchmarks.table import Report
+
+PARTS = ("reproduce", "kills", "benchmarks")
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What to prove, and how thoroughly."""
+
+    recipe: str = "demo"
+    kills: int = 50
+    seed: int = 1
+    rounds: int = 7
+    scratch: Path = scratch.DEFAULT
+
+
+def _reproduce(options: Options) -> Report:
+    command = f"python -m benchmarks.proof reproduce --recipe {options.recipe}"
+    with scratch.folder(options.scratch) as place:
+        about = machine.describe(place)
+        pair = reproduce.prove(recipe(options.recipe), place, _say("reproduce"))
+    data = {"first": dict(pair.first.answer), "second": dict(pair.second.answer)}
+    return Report("reproduce", "One recipe, two strangers", command, about, pair.tables(), data, pair.same)
+
+
+def _kills(options: Options) -> Report:
+    command = f"python -m benchmarks.proof kills --kills {options.kills} --seed {options.seed}"
+    note = _say("kills")
+    tiny = recipe("tiny")
+    with scratch.folder(options.scratch) as place:
+        about = machine.describe(place)
+        program = Program(place / "home")
+        program.run("init")
+        note("building once, so that the environments are there")
+        program.build(tiny)
+        found = kills.prove(program, tiny, place / "kills", options.kills, random.Random(options.seed), note)
+        note("two builds at once")
+        twins = kills.at_once(program, tiny, place / "twins", found.reference)
+    each = [
+        {"moment": kill.moment, "phase": kill.phase, "good": found.good(kill), "cached": kill.cached}
+        for kill in found.kills
+    ]
+    tables = (*found.tables(), twins.table())
+    data = {"kills": each, "twins": [dict(answer) for answer in twins.answers]}
+    return Report("kills", "Killed builds", command, about, tables, data, found.passed and twins.passed)
+
+
+def _benchmarks(options: Options) -> Report:
+    demo = recipe(options.recipe).name == recipe("demo").name
+    command = f"python -m benchmarks.run --rounds {options.rounds}{' --demo' if demo else ''}"
+    return run.measure(run.Options(options.rounds, demo=demo, scratch=options.scratch, command=command))
+
+
+def _say(what: str) -> Callable[[str], None]:
+    return lambda text: print(f"{what}: {text}", file=sys.stderr, flush=True)
+
+
+_WORK: dict[str, Callable[[Options], Report]] = {"reproduce": _reproduce, "kills": _kills, "benchmarks": _benchmarks}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Prove what is asked for, write the pages, and return 0, or 1 where something did not hold."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; none: all")
+    parser.add_argument("--recipe", default="demo", help="recipe to build twice and to measure: demo, tiny, or a name")
+    parser.add_argument("--kills", type=int, default=50, help="how many builds to kill")
+    parser.add_argument("--seed", type=int, default=1, help="where the random moments come from")
+    parser.add_argument("--rounds", type=int, default=7, help="rounds of the benchmarks")
+    parser.add_argument("--scratch", type=Path, default=scratch.DEFAULT, help="where to make the scratch folders")
+    parser.add_argument("--output", type=Path, default=run.PROOF, help="where the pages go")
+    chosen = parser.parse_args(arguments)
+    if not set(chosen.parts) <= set(PARTS):
+        parser.error(f"expected some of {', '.join(PARTS)}, found {' '.join(chosen.parts)}")
+    options = Options(chosen.recipe, chosen.kills, chosen.seed, chosen.rounds, chosen.scratch)
+    passed = True
+    for part in chosen.parts or PARTS:
+        report = _WORK[part](options)
+        page = report.write(chosen.output)
+        print(report.markdown())
+        print(f"{part}: {'passed' if report.passed else 'FAILED'}, written to {page}", file=sys.stderr, flush=True)
+        passed &= report.passed
+    return 0 if passed else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,221 @@
+"""One recipe built twice as two strangers would: the same image, claims and signatures, byte for byte.
+
+- Both begin with an empty store and an empty download cache; they share the keys, the recipe's bytes and an engine that
+  is installed from this checkout as a wheel, where any user can read it.
+- What differs: directories, ``PYTHONHASHSEED``, and, as root, user (:data:`USER`) and host name.
+- Compared are all blobs of both stores; a blob is named by its digest, and both stores are verified first.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.program import ROOT, Program
+from benchmarks.table import Table, verdict
+
+USER = 12345
+"""A user that no machine has."""
+_HOST = "elsewhere"
+_AS_OTHER = 'hostname "$1" && shift && exec "$@"'
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """One of the two builds."""
+
+    answer: Mapping[str, Any]
+    """What ``intaglio build --json`` said."""
+    kinds: Mapping[str, str]
+    """Every blob of the store: digest and what it is."""
+    bytes: int
+    """Of all blobs together."""
+    seconds: float
+    what: tuple[str, str, str, str]
+    """Directory, ``PYTHONHASHSEED``, user and host name, in words."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Both builds."""
+
+    recipe: str
+    first: Built
+    second: Built
+
+    @property
+    def same(self) -> bool:
+        """Whether image, outputs and every blob are the same, and nothing was taken from a cache."""
+        answers = [self._outputs(built) for built in (self.first, self.second)]
+        fresh = all(step["status"] == "built" for built in (self.first, self.second) for step in built.answer["steps"])
+        return answers[0] == answers[1] and dict(self.first.kinds) == dict(self.second.kinds) and fresh
+
+    @staticmethod
+    def _outputs(built: Built) -> list[tuple[str, str, str]]:
+        steps = [(step["name"], step["key"], step["output"]) for step in built.answer["steps"]]
+        return [*steps, ("image", "", built.answer["image"])]
+
+    def tables(self) -> tuple[Table, ...]:
+        """Return what differed and what came out."""
+        names = ("directory", "PYTHONHASHSEED", "user", "host name")
+        circumstances = [
+            (name, ours, theirs) for name, ours, theirs in zip(names, self.first.what, self.second.what, strict=True)
+        ]
+        circumstances.append(("seconds", f"{self.first.seconds:.0f}", f"{self.second.seconds:.0f}"))
+        rows = []
+        for ours, theirs in zip(self.first.answer["steps"], self.second.answer["steps"], strict=True):
+            rows.append((f"output of `{ours['name']}`", *self._compared(ours["output"], theirs["output"])))
+        rows.append(("image", *self._compared(self.first.answer["image"], self.second.answer["image"])))
+        ours_by, theirs_by = Counter(self.first.kinds.values()), Counter(self.second.kinds.values())
+        for kind in sorted({*ours_by, *theirs_by}):
+            mine = {digest for digest, found in self.first.kinds.items() if found == kind}
+            other = {digest for digest, found in self.second.kinds.items() if found == kind}
+            rows.append((f"blobs: {kind}", str(len(mine)), str(len(other)), verdict(mine == other)))
+        rows.append(("blobs, bytes", f"{self.first.bytes:,}", f"{self.second.bytes:,}", verdict(self.same)))
+        return (
+            Table(f"{self.recipe}: what differed", ("", "first", "second"), tuple(circumstances)),
+            Table(f"{self.recipe}: what came out", ("", "first", "second", "the same"), tuple(rows)),
+        )
+
+    @staticmethod
+    def _compared(ours: str, theirs: str) -> tuple[str, str, str]:
+        return f"`{ours[:19]}…`", f"`{theirs[:19]}…`", verdict(ours == theirs)
+
+
+def prove(recipe: Path, scratch: Path, note: Callable[[str], None]) -> Pair:
+    """Build ``recipe`` twice below ``scratch`` and return both."""
+    scratch.chmod(0o755)
+    note("installing the engine from this checkout")
+    executable = install(scratch / "engine")
+    first = _Side(scratch / "a", "1", executable, None)
+    first.prepare(recipe)
+    first.program.run("init")
+    second = _Side(scratch / "b" / "another place", "2", executable, _other_prefix())
+    second.prepare(recipe)
+    shutil.copytree(first.program.home, second.program.home)
+    second.hand_over()
+    note(f"building {recipe.name} the first time")
+    one = first.build()
+    note(f"building {recipe.name} the second time")
+    two = second.build()
+    return Pair(recipe.name, one, two)
+
+
+def install(place: Path) -> Path:
+    """Install the engine into a virtual environment that every user can read; return its program."""
+    python = _public_python()
+    for argv in ([python, "-m", "venv", str(place)], [str(place / "bin/pip"), "install", "-qq", str(ROOT)]):
+        subprocess.run(argv, check=True, stdout=sys.stderr, cwd="/", umask=0o022)
+    return place / "bin" / "intaglio"
+
+
+def _public_python() -> str:
+    """Return the system's Python where its version is this one's, which every user can run; else our own."""
+    ask = "import sys; print(sys.version_info[:2] == tuple(map(int, sys.argv[1:])))"
+    for name in ("/usr/bin/python3", "/usr/local/bin/python3"):
+        if Path(name).exists():
+            argv = [name, "-c", ask, *map(str, sys.version_info[:2])]
+            if subprocess.run(argv, capture_output=True, text=True, check=False).stdout.strip() == "True":
+                return name
+    return getattr(sys, "_base_executable", sys.executable)
+
+
+def _other_prefix() -> tuple[str, ...]:
+    """Return what runs a program as another user on a host of another name; nothing where that needs root."""
+    if os.geteuid() != 0 or not all(map(shutil.which, ("unshare", "setpriv", "hostname"))):
+        return ()
+    user = ("setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups")
+    return ("unshare", "--uts", "sh", "-c", _AS_OTHER, "sh", _HOST, *user)
+
+
+class _Side:
+    """One of the two strangers."""
+
+    def __init__(self, place: Path, seed: str, executable: Path, prefix: tuple[str, ...] | None) -> None:
+        self._place = place
+        self._seed = seed
+        self._other = bool(prefix)
+        variables = {
+            "HOME": str(place / "user"),
+            "XDG_CACHE_HOME": str(place / "user" / "cache"),
+            "TMPDIR": str(place / "tmp"),
+            "PYTHONHASHSEED": seed,
+        }
+        self.program = Program(place / "home", executable, variables, prefix or ())
+
+    def prepare(self, recipe: Path) -> None:
+        """Make its folders, and its copy of the recipe."""
+        for name in ("user", "tmp"):
+            (self._place / name).mkdir(parents=True)
+        self._recipe = self._place / recipe.name
+        shutil.copytree(recipe, self._recipe)
+
+    def hand_over(self) -> None:
+        """Give everything to the other user, if there is one."""
+        if self._other:
+            for path, names, files in os.walk(self._place):
+                for name in (".", *names, *files):
+                    os.chown(f"{path}/{name}", USER, USER)
+
+    def build(self) -> Built:
+        """Build, verify the store, and list it."""
+        started = time.monotonic()
+        answer = self.program.build(self._recipe)
+        seconds = time.monotonic() - started
+        self.program.run("store", "verify")
+        kinds, size = inventory(self.program.store)
+        user = f"{USER}" if self._other else f"{os.geteuid()}"
+        host = f"`{_HOST}`" if self._other else "this machine's"
+        return Built(answer, kinds, size, seconds, (f"`{self._place.name}/`", self._seed, user, host))
+
+
+def inventory(store: Path) -> tuple[dict[str, str], int]:
+    """Return what each blob of a store is, by its digest, and the bytes of all."""
+    manifests: dict[str, dict[str, Any]] = {}
+    kinds: dict[str, str] = {}
+    size = 0
+    for path in (store / "blobs" / "sha256").iterdir():
+        length = path.stat().st_size
+        size += length
+        kinds[path.name] = "other (files of models, wheels, keys' preimages)"
+        if length < 1 << 22:
+            found = _manifest(path.read_bytes())
+            if found is not None:
+                manifests[path.name] = found
+    for name, manifest in manifests.items():
+        kind = _kind(manifest)
+        kinds[name] = f"manifest of a {kind}"
+        if kind in ("claim", "signature", "lineage"):
+            for layer in manifest["layers"]:
+                kinds[layer["digest"].removeprefix("sha256:")] = f"signed statement of a {kind}"
+    return kinds, size
+
+
+def _manifest(data: bytes) -> dict[str, Any] | None:
+    if not data.startswith(b"{"):
+        return None
+    try:
+        document = json.loads(data)
+    except ValueError:
+        return None
+    return document if isinstance(document, dict) and isinstance(document.get("layers"), list) else None
+
+
+def _kind(manifest: Mapping[str, Any]) -> str:
+    if "dev.intaglio.action" in manifest.get("annotations", {}):
+        return "claim"
+    kind = str(manifest.get("artifactType", ""))
+    if "lineage" in kind:
+        return "lineage"
+    if "subject" in manifest:
+        return "signature"
+    return "tree" if "tree" in kind else "image"

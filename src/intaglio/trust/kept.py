@@ -1,0 +1,174 @@
+"""What a client keeps of the trusted source, as files below its home.
+
+- Nothing is trusted for standing here: roots are verified from the anchor upwards, each time; the rest by who reads it.
+- Files have their version in their names and one small file, replaced as a whole, says which belong together: readers
+  see the state before a refresh or the one after it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from tuf.api.metadata import Root
+
+from intaglio import strictjson
+from intaglio.content.intake import replace_file
+from intaglio.errors import CorruptContent, MachineError, NotVerifiable, VerificationError
+from intaglio.trust import freshness, metadata
+
+ANCHOR = "root.json"
+"""Name of the anchor in the home."""
+FOLDER = "tuf"
+"""Name of the folder in the home where metadata is kept."""
+STATE = "state.json"
+_OLD = 3600.0
+"""Seconds after which a kept file that no state names is removed: no reader is still at it."""
+_HEAL = "intaglio trust refresh   (fetches it again)"
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """Which of the kept files belong together, and when they were last seen online."""
+
+    timestamp: int
+    """Version of the kept timestamp."""
+    root: int
+    """Version of the root under which it was believed."""
+    seen: datetime | None
+    """When a mirror last gave it, unexpired."""
+    address: str
+    """Where it came from."""
+
+    def write(self) -> bytes:
+        """Return the state as a document."""
+        seen = None if self.seen is None else freshness.write(self.seen)
+        return strictjson.canonical(
+            {"timestamp": self.timestamp, "root": self.root, "seen": seen, "address": self.address}
+        )
+
+    @classmethod
+    def parse(cls, data: bytes, what: str) -> State:
+        """Return the state in ``data``.
+
+        Raises:
+            CorruptContent: it is none.
+        """
+        document = strictjson.parse_object(data, what=what)
+        stamp, root, address = (document.get(key) for key in ("timestamp", "root", "address"))
+        if type(stamp) is not int or type(root) is not int or not isinstance(address, str):
+            raise CorruptContent(f"{what}: expected timestamp, root and address", hint=_HEAL)
+        return cls(stamp, root, freshness.read(document.get("seen")), address)
+
+
+class Kept:
+    """The files below one home."""
+
+    def __init__(self, home: Path) -> None:
+        self.folder = home / FOLDER
+        self._anchor = home / ANCHOR
+
+    def root(self, *, version: int | None = None, until_damaged: bool = False) -> Root:
+        """Return the newest kept root, or that of ``version``, verified from the anchor upwards.
+
+        ``until_damaged`` stops before a kept root that does not verify, which is then fetched again.
+        """
+        root = metadata.anchor(self._read_anchor())
+        while version is None or root.version < version:
+            path = self.folder / f"{root.version + 1}.root.json"
+            if not path.exists():
+                break
+            try:
+                root = metadata.next_root(self.read(path.name), root)
+            except VerificationError as error:
+                if until_damaged:
+                    break
+                error.hint = error.hint or _HEAL
+                raise
+        return root
+
+    def _read_anchor(self) -> bytes:
+        try:
+            with open(self._anchor, "rb") as stream:
+                return stream.read(metadata.MAX_BYTES["root"] + 1)
+        except FileNotFoundError:
+            raise NotVerifiable(
+                f"there is no anchor at {self._anchor}, and nothing is trusted without one",
+                hint="intaglio trust anchor FILE   (a root.json that reached you by a way you trust)",
+            ) from None
+        except OSError as error:
+            raise NotVerifiable(f"anchor {self._anchor}: {error.strerror}") from None
+
+    def state(self) -> State | None:
+        """Return which files belong together; nothing where nothing was fetched."""
+        path = self.folder / STATE
+        return State.parse(self.read(STATE), str(path)) if path.exists() else None
+
+    def readable_state(self) -> State | None:
+        """Return the state, or nothing where it is damaged."""
+        try:
+            return self.state()
+        except VerificationError:
+            return None
+
+    def read(self, name: str) -> bytes:
+        """Return a kept file.
+
+        Raises:
+            CorruptContent: it is not there, or too large.
+        """
+        limit = max(metadata.MAX_BYTES.values())
+        try:
+            with open(self.folder / name, "rb") as stream:
+                data = stream.read(limit + 1)
+        except OSError as error:
+            raise CorruptContent(f"{self.folder / name}: {error.strerror}", hint=_HEAL) from None
+        if len(data) > limit:
+            raise CorruptContent(f"{self.folder / name}: expected at most {limit} bytes, found more", hint=_HEAL)
+        return data
+
+    def write(self, name: str, data: bytes) -> None:
+        """Keep a file, unless it is there as it should be."""
+        path = self.folder / name
+        try:
+            if not (path.exists() and path.read_bytes() == data):
+                replace_file(path, data, self.folder)
+        except OSError as error:
+            raise MachineError(f"{path}: cannot be written: {error.strerror}") from None
+
+    def commit(self, state: State) -> None:
+        """Make ``state`` what readers see."""
+        self.write(STATE, state.write())
+
+    def sweep(self, used: set[str]) -> None:
+        """Remove files that nobody names any more, roots excepted, once no reader can be at them."""
+        for path in self.folder.glob("*.json"):
+            young = time.time() - path.stat().st_mtime < _OLD
+            if path.name not in used and path.name != STATE and not path.name.endswith(".root.json") and not young:
+                path.unlink(missing_ok=True)
+
+    def clear(self) -> None:
+        """Forget everything that was fetched; the state goes first."""
+        (self.folder / STATE).unlink(missing_ok=True)
+        for path in self.folder.glob("*.json"):
+            path.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Hold the folder against every other process that writes to it."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            fd = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
+        except OSError as error:
+            raise MachineError(f"{self.folder}: cannot be written: {error.strerror}") from None
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(fd)
