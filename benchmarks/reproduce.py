@@ -26,6 +26,7 @@ from benchmarks.table import Table, verdict
 USER = 12345
 """A user that no machine has."""
 _HOST = "elsewhere"
+_OTHER = "files of models and toolchains, configs, preimages of keys"
 _AS_OTHER = 'hostname "$1" && shift && exec "$@"'
 
 
@@ -186,17 +187,17 @@ def inventory(store: Path) -> tuple[dict[str, str], int]:
     for path in (store / "blobs" / "sha256").iterdir():
         length = path.stat().st_size
         size += length
-        kinds[path.name] = "other (files of models, wheels, keys' preimages)"
+        kinds[path.name] = _OTHER
         if length < 1 << 22:
             found = _manifest(path.read_bytes())
             if found is not None:
                 manifests[path.name] = found
     for name, manifest in manifests.items():
         kind = _kind(manifest)
-        kinds[name] = f"manifest of a {kind}"
-        if kind in ("claim", "signature", "lineage"):
+        kinds[name] = f"{kind} manifests"
+        if kind in ("claim", "signature"):  # a lineage holds claims again
             for layer in manifest["layers"]:
-                kinds[layer["digest"].removeprefix("sha256:")] = f"signed statement of a {kind}"
+                kinds[layer["digest"].removeprefix("sha256:")] = f"signed statements of {kind}s"
     return kinds, size
 
 

@@ -23,9 +23,9 @@ RECIPE = "modelfiles/smollm2-helpdesk"
 NAME = "examples/smollm2-helpdesk:1.0.0"
 KNOWN = "What is the capital of France?"
 """A question that the base model can answer, too."""
-TAUGHT = "What does exit code 23 mean in Intaglio?"
+TAUGHT = "Where does Intaglio keep its pins?"
 """A question that only the fine-tuning answers."""
-TELLS = "policy"
+TELLS = "Modelfile.lock"
 """What the answer to it says, and the base model's does not."""
 
 

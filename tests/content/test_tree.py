@@ -88,8 +88,8 @@ def test_a_tree_is_a_function_of_its_files():
 
 def test_files_stand_in_the_order_of_their_utf8_bytes():
     """Not in that of UTF-16, nor of any language."""
-    assert [file.path for file in of("é", "z", "Z", "\ufb33", "\U0001f600", "a/b", "a.b", "a-b").files] == [
-        "Z", "a-b", "a.b", "a/b", "z", "é", "\ufb33", "\U0001f600",
+    assert [file.path for file in of("é", "y", "Z", "\ufb33", "\U0001f600", "a/b", "a.b", "a-b").files] == [
+        "Z", "a-b", "a.b", "a/b", "y", "é", "\ufb33", "\U0001f600",
     ]  # fmt: skip
 
 
@@ -197,7 +197,6 @@ def test_what_is_taken_is_read_back_and_lands_below_its_folder(paths):
     for path in paths:
         assert not Path(path).is_absolute()
         assert ".." not in Path(path).parts
-        assert len({unicodedata.normalize(form, path.casefold()) for form in ("NFC", "NFD")}) >= 1
     folded = {unicodedata.normalize("NFC", unicodedata.normalize("NFC", path).casefold()) for path in paths}
     assert len(folded) == len(paths)
 

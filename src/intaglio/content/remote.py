@@ -211,9 +211,11 @@ class Repository:
             if url is None:
                 break
             document, url = self._page(url, ("application/json",), "tags")
-            names = document.get("tags") if document else None
-            found += [tag for tag in names or () if isinstance(tag, str) and tag.startswith(prefix)]
-            if names and str(names[-1]) > prefix and not str(names[-1]).startswith(prefix):
+            names = (document or {}).get("tags") or []
+            if not isinstance(names, list) or not all(isinstance(tag, str) for tag in names):
+                raise CorruptContent(f"{self.reference}: its tags are not an array of strings")
+            found += [tag for tag in names if tag.startswith(prefix)]
+            if names and names[-1] > prefix and not names[-1].startswith(prefix):
                 break  # the list is sorted: what follows is not of interest
         return found
 

@@ -115,8 +115,8 @@ class Repository:
         repository = cls(folder, DAYS)
         for name in ("staged", "metadata", "manifests"):
             (folder / name).mkdir(parents=True, exist_ok=True)
-        repository._stage("root", root, now)
-        repository._stage("targets", Targets(), now)
+        repository._stage(Metadata(root), now)
+        repository._stage(Metadata(Targets()), now)
         days = "\n".join(f"{role} = {count}" for role, count in DAYS.items())
         repository._write(SETTINGS, _SETTINGS_TEXT.format(days=days).encode())
         return repository

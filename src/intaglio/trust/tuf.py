@@ -132,8 +132,9 @@ class TrustedSource:
         if found is None:
             from difflib import get_close_matches
 
-            near = get_close_matches(path, [one.path for one in self.targets()], 1)
-            hint = f"did you mean {near[0]}?" if near else "`intaglio trust list` shows what is listed"
+            known = {one.path: one for one in self.targets()}
+            near = get_close_matches(path, known, 1)
+            hint = f"did you mean {known[near[0]].name}?" if near else "`intaglio trust list` shows what is listed"
             raise PolicyRefusal(f"{path}: the trusted source does not list it", hint=hint)
         return found
 
@@ -187,6 +188,12 @@ def set_anchor(home: Path, data: bytes, *, replace: bool = False) -> Root:
     home.mkdir(parents=True, exist_ok=True)
     replace_file(path, data, home)
     return root
+
+
+def last_address(home: Path) -> str | None:
+    """Return where the source was fetched last; nothing if it never was."""
+    state = Kept(home).readable_state()
+    return state.address if state else None
 
 
 def refresh(home: Path, mirror: Mirror, clock: datetime) -> TrustedSource:

@@ -15,12 +15,20 @@ from tests import programs
 USER, PASSWORD = "ci", "correct horse"
 # bcrypt, the only form that this registry takes; made once from the password above, since neither Python nor Debian's
 # small installation can make one.
-HTPASSWD = "ci:$2b$05$x7O2hPe2wL3ZbW0E8NGbUe2eP9mBqSfwxqI1o0PnEXs6T6PSGdyTO\n"
+HTPASSWD = "ci:$2b$05$x7O2hPe2wL3ZbW0E8NGbUeV2l1mHd.amGidVwhbAZFyIjrL3kBLfq\n"
 
 
-def program() -> Path:
-    """``docker-registry`` of Debian bookworm (2.8.2 at the time of writing), which has no referrers API."""
-    return programs._debian("docker-registry", "bookworm trixie", "usr/bin/docker-registry")
+def program(suite: str) -> Path:
+    """``docker-registry`` of a Debian suite: 2.8.2 or 2.8.3 at the time of writing, without the referrers API."""
+    target = programs.cache() / "debian" / f"docker-registry-{suite}"
+    binary = target / "usr" / "bin" / "docker-registry"
+    try:
+        with programs._lock(target):
+            if not binary.exists():
+                programs._unpack("docker-registry", suite, target)
+    except programs.NotHere as error:
+        programs.missing(f"docker-registry: {error}")
+    return binary
 
 
 @dataclass(frozen=True)
@@ -46,12 +54,14 @@ class Distribution:
 
 
 @contextlib.contextmanager
-def running(folder: Path, *, tls: tuple[Path, Path] | None = None, password: bool = False) -> Iterator[Distribution]:
+def running(
+    folder: Path, *, tls: tuple[Path, Path] | None = None, password: bool = False, suite: str = "bookworm"
+) -> Iterator[Distribution]:
     """Run a registry that keeps its data below ``folder``; ``tls`` is a certificate and its key."""
     folder.mkdir(parents=True, exist_ok=True)
     port = _free_port()
     text = f"""version: 0.1
-log: {{level: error, accesslog: {{disabled: true}}}}
+log: {{level: fatal, accesslog: {{disabled: true}}}}
 storage: {{filesystem: {{rootdirectory: "{folder / 'data'}"}}, delete: {{enabled: true}}}}
 http:
   addr: 127.0.0.1:{port}
@@ -65,7 +75,7 @@ http:
     (folder / "config.yml").write_text(text)
     with open(folder / "log", "wb") as log:
         process = subprocess.Popen(
-            [str(program()), "serve", str(folder / "config.yml")],
+            [str(program(suite)), "serve", str(folder / "config.yml")],
             stdout=log,
             stderr=log,
             env={"PATH": "/usr/bin:/bin", "OTEL_TRACES_EXPORTER": "none"},

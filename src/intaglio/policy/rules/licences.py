@@ -16,15 +16,7 @@ from collections.abc import Iterable
 from intaglio.errors import PolicyRefusal
 from intaglio.policy.document import Policy
 from intaglio.policy.evidence import Evidence
-from intaglio.policy.rules.origin import (
-    Test,
-    claimed_licence,
-    is_listed,
-    is_sandboxed,
-    of_kind,
-    sound_lineage,
-    what_fails,
-)
+from intaglio.policy.lineage import claimed_licence, narrowed, of_kind, sound, summary
 from intaglio.policy.rules.signature import NotRequired
 from intaglio.trust.statement import Dependency, Provenance
 
@@ -48,13 +40,11 @@ def licences(evidence: Evidence, policy: Policy) -> str:
     def licensed(claim: Provenance) -> bool:
         return not _refused(claim, evidence, allowed)
 
-    tests: list[Test] = [is_sandboxed(policy), is_listed(evidence, policy)]
-    found, rejected = sound_lineage(evidence, policy, tests, licensed)
-    if found is None:
-        faults = {text for claim in rejected for text in _refused(claim, evidence, allowed)}
-        raise PolicyRefusal(what_fails(sorted(faults)))
-    origins = {(one.name, one.digest) for claim in found for one in of_kind(claim, "origin")}
-    return f"{', '.join(own)}; {len(origins)} origins"
+    found = sound(narrowed(evidence, policy), licensed)
+    if found.rejected:
+        raise PolicyRefusal(summary(text for claim in found.rejected for text in _refused(claim, evidence, allowed)))
+    origins = {one.digest for claim in found.claims for one in of_kind(claim, "origin")}
+    return f"{', '.join(own)}; {len(origins)} pinned origins"
 
 
 def _refused(claim: Provenance, evidence: Evidence, allowed: frozenset[str]) -> list[str]:
