@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -12,7 +13,6 @@ from pathlib import Path
 from typing import Any, cast
 
 ROOT = Path(__file__).resolve().parents[1]
-MODELFILES = ROOT / "modelfiles"
 TINY = "tiny-from-scratch"
 DEMO = "smollm2-helpdesk"
 _EXECUTABLE = Path(sys.executable).with_name("intaglio")
@@ -67,6 +67,16 @@ class Program:
         return cast(dict[str, Any], json.loads(self.run("build", recipe, "--json", "--progress", "none", *options)))
 
 
-def recipe(name: str) -> Path:
+def recipe(name: str, root: Path = ROOT) -> Path:
     """Return the folder of the recipe that is called ``name``; ``tiny`` and ``demo`` are short for the two."""
-    return MODELFILES / {"tiny": TINY, "demo": DEMO}.get(name, name)
+    return root / "modelfiles" / {"tiny": TINY, "demo": DEMO}.get(name, name)
+
+
+def snapshot(place: Path) -> Path:
+    """Copy the four folders of data to ``place`` and return it: nobody edits a recipe or step there while it is used.
+
+    ``INTAGLIO_DATA`` makes the engine read them there.
+    """
+    for name in ("modelfiles", "builder", "registry", "policies"):
+        shutil.copytree(ROOT / name, place / name, ignore=shutil.ignore_patterns("__pycache__"))
+    return place

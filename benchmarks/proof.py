@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks import kills, machine, reproduce, run, scratch
-from benchmarks.program import Program, recipe
+from benchmarks.program import Program, recipe, snapshot
 from benchmarks.table import Report
 
 PARTS = ("reproduce", "kills", "benchmarks")
@@ -44,10 +44,11 @@ def _reproduce(options: Options) -> Report:
 def _kills(options: Options) -> Report:
     command = f"python -m benchmarks.proof kills --kills {options.kills} --seed {options.seed}"
     note = _say("kills")
-    tiny = recipe("tiny")
     with scratch.folder(options.scratch) as place:
         about = machine.describe(place)
-        program = Program(place / "home")
+        data = snapshot(place / "data")
+        tiny = recipe("tiny", data)
+        program = Program(place / "home", variables={"INTAGLIO_DATA": str(data)})
         program.run("init")
         note("building once, so that the environments are there")
         program.build(tiny)
@@ -59,8 +60,8 @@ def _kills(options: Options) -> Report:
         for kill in found.kills
     ]
     tables = (*found.tables(), twins.table())
-    data = {"kills": each, "twins": [dict(answer) for answer in twins.answers]}
-    return Report("kills", "Killed builds", command, about, tables, data, found.passed and twins.passed)
+    measured = {"kills": each, "twins": [dict(answer) for answer in twins.answers]}
+    return Report("kills", "Killed builds", command, about, tables, measured, found.passed and twins.passed)
 
 
 def _benchmarks(options: Options) -> Report:

@@ -1,8 +1,9 @@
 """The tokenizer inside a GGUF file of the byte-level BPE kind, as Hugging Face files.
 
-A GGUF file holds tokens and merges, and only the *name* of the rule by which text is split before merging. The rules known here are
-those of the tokenizers' own ``tokenizer.json``; a name that is not known is refused, for a wrong rule yields a model that reads
-other tokens than it was trained on. (transformers would split every one of them as GPT-2 does, and swap the special tokens.)
+A GGUF file holds tokens and merges, and only the *name* of the rule by which text is split before merging. The rules
+known here are those of the tokenizers' own ``tokenizer.json``; a name that is not known is refused, for a wrong rule
+yields a model that reads other tokens than it was trained on. (transformers would split every one of them as GPT-2
+does, and swap the special tokens.)
 """
 
 from __future__ import annotations

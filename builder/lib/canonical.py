@@ -121,19 +121,22 @@ def write_json(path: Path, document: object) -> None:
     path.write_text(text + "\n", encoding="utf-8")
 
 
-def without_traces(document: object, traces: frozenset[str] = _CONFIG_TRACES) -> object:
+def without_traces(document: Mapping[str, object], traces: frozenset[str] = _CONFIG_TRACES) -> dict[str, object]:
     """The document without the keys that tell where or by what it was made, at any depth."""
-    if isinstance(document, dict):
-        return {key: without_traces(value, traces) for key, value in document.items() if key not in traces}
-    if isinstance(document, list):
-        return [without_traces(value, traces) for value in document]
-    return document
+    return {key: _cleaned(value, traces) for key, value in document.items() if key not in traces}
+
+
+def _cleaned(value: object, traces: frozenset[str]) -> object:
+    if isinstance(value, dict):
+        return without_traces(value, traces)
+    if isinstance(value, list):
+        return [_cleaned(entry, traces) for entry in value]
+    return value
 
 
 def write_config(path: Path, config: Mapping[str, object], dtype: str | None = None) -> None:
     """Write ``config.json``; ``dtype`` such as ``float32`` is the type that the weights beside it really have."""
-    cleaned = without_traces(dict(config))
-    assert isinstance(cleaned, dict)
+    cleaned = without_traces(config)
     if dtype is not None:
         cleaned.pop("torch_dtype", None)
         cleaned["dtype"] = dtype
@@ -155,7 +158,7 @@ def write_adapter_config(path: Path, config: Mapping[str, object]) -> None:
 
 def write_tokenizer_config(path: Path, config: Mapping[str, object]) -> None:
     """Write ``tokenizer_config.json`` without the traces that loading it leaves there."""
-    write_json(path, without_traces(dict(config), _TOKENIZER_TRACES))
+    write_json(path, without_traces(config, _TOKENIZER_TRACES))
 
 
 def copy_files(source: Path, target: Path, names: Iterable[str]) -> list[str]:

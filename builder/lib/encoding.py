@@ -34,10 +34,10 @@ class Sequence:
 
 
 def encode(examples: list[Example], tokenizer: PreTrainedTokenizerFast, max_length: int, loss: str) -> list[Sequence]:
-    """Encode all examples; texts longer than ``max_length`` tokens are cut into pieces, conversations are cut off.
+    """Encode all examples: texts longer than ``max_length`` tokens are cut into pieces, conversations are cut off.
 
     Raises:
-        Fault: the tokenizer has no chat template, or one that cannot be followed turn by turn; nothing is left to learn.
+        Fault: the tokenizer has no chat template, or one that cannot be followed turn by turn, or nothing is left.
     """
     if any(example.messages for example in examples) and not tokenizer.chat_template:
         hint = 'Use a base model with a chat template, or data of the form {"text": …}.'

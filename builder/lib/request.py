@@ -95,7 +95,7 @@ class Request:
 def run(step: Callable[[Request], None]) -> int:
     """Carry out ``step`` with the request named on the command line; return the exit status.
 
-    A :class:`Fault` becomes an ``error`` event. Any other exception is a defect of the step: its traceback goes to the log.
+    A :class:`Fault` becomes an ``error`` event. Any other exception is a defect: its traceback goes to the log.
     """
     os.umask(0o022)
     path = Path(sys.argv[1] if len(sys.argv) > 1 else "/step/request.json")

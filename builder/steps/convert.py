@@ -1,7 +1,7 @@
 """Convert a model to one GGUF file for llama.cpp, with llama.cpp's own converter.
 
-* The converter takes names out of its input folder's name, the model card and the generation settings: it is given a folder
-  that is always called ``model`` and holds configuration, tokenizer and weights alone.
+* The converter takes names out of its input folder's name, the model card and the generation settings: it is given a
+  folder that is always called ``model`` and holds configuration, tokenizer and weights alone.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import re
 import sys
 from pathlib import Path
 
-HERE = os.path.dirname(os.path.abspath(__file__))
-sys.path[:0] = [os.path.join(HERE, "lib"), os.path.join(HERE, "..", "lib")]
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "lib"))
+sys.path.insert(1, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))  # in a checkout
 
 import canonical
 import events
@@ -36,12 +36,12 @@ def stage(model: Path, work: Path) -> Path:
 
 def name_pre_tokenizer(name: str) -> None:
     """Make the converter write ``name`` instead of recognising the tokenizer by its fingerprint."""
-    from conversion.base import TextModel
+    from importlib import import_module
 
     def answer(_model: object, _tokenizer: object) -> str:
         return name
 
-    TextModel.get_vocab_base_pre = answer
+    import_module("conversion.base").TextModel.get_vocab_base_pre = answer
 
 
 def convert(request: Request) -> None:

@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-HERE = os.path.dirname(os.path.abspath(__file__))
-sys.path[:0] = [os.path.join(HERE, "lib"), os.path.join(HERE, "..", "lib")]
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "lib"))
+sys.path.insert(1, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))  # in a checkout
 
 import canonical
 import events
@@ -88,9 +88,8 @@ class Settings:
 
     def total_steps(self, sequences: int) -> int:
         """Optimizer steps of the whole run."""
-        if self.steps is not None:
-            return self.steps
-        assert self.epochs is not None
+        if self.epochs is None:
+            return self.steps or 1
         batches = math.ceil(self.epochs * math.ceil(sequences / self.batch_size))
         return max(1, math.ceil(batches / self.accumulation))
 

@@ -16,8 +16,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-HERE = os.path.dirname(os.path.abspath(__file__))
-sys.path[:0] = [os.path.join(HERE, "lib"), os.path.join(HERE, "..", "lib")]
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "lib"))
+sys.path.insert(1, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))  # in a checkout
 
 import bpe
 import canonical
@@ -80,8 +80,8 @@ def indexed(source: Path, found: list[Path]) -> list[Path]:
         return [source / name for name in names]
     whole = [path for path in found if path.name in ("model.safetensors", "pytorch_model.bin")] or found
     if len(whole) > 1:
-        names = ", ".join(path.name for path in whole)
-        raise Fault(f"source: expected one file of weights or an index of them, found {names}")
+        several = ", ".join(path.name for path in whole)
+        raise Fault(f"source: expected one file of weights or an index of them, found {several}")
     return whole
 
 
@@ -166,9 +166,9 @@ def import_folder(request: Request) -> None:
     if not path.is_file():
         raise Fault("source: expected a config.json beside the weights, found none")
     config = read_json(path)
-    names = [path for path in sorted(source.iterdir()) if path.name in ("config.json", "tokenizer_config.json")]
-    for file in names:
-        refuse_code(read_json(file), file.name)
+    for name in ("config.json", "tokenizer_config.json"):
+        if (source / name).is_file():
+            refuse_code(read_json(source / name), name)
 
     state = dict(read_shards(kind, files))
     weights.check_finite(state.items(), FINITE)
@@ -217,20 +217,21 @@ def import_gguf(file: Path, request: Request) -> None:
     except (ValueError, OSError, KeyError, IndexError, NotImplementedError) as problem:
         raise Fault(f"{file.name}: cannot be read as GGUF: {problem}") from None
     events.progress(1, 2, "parts")
-    save_gguf_companions(model, fields, dtype, request)
+    save_gguf_companions(model, fields, file, request)
     weights.check_finite(model.named_parameters(), FINITE)
     weights.save_model(model, request.work, request.out)
     events.progress(2, 2, "parts")
 
 
-def save_gguf_companions(model: Any, fields: Mapping[str, Any], dtype: str, request: Request) -> None:
+def save_gguf_companions(model: Any, fields: Mapping[str, Any], file: Path, request: Request) -> None:
     """Configuration and tokenizer. Byte-level BPE is put together here, see ``bpe``; other kinds by transformers."""
     saved, out = request.work / "companions", request.out
     model.config.save_pretrained(saved)
     config = read_json(saved / "config.json")
     config["architectures"] = [type(model).__name__]
     limit = config.get("max_position_embeddings")
-    canonical.write_config(out / "config.json", {k: v for k, v in config.items() if k not in GGUF_TRACES}, dtype)
+    kept = {key: value for key, value in config.items() if key not in GGUF_TRACES}
+    canonical.write_config(out / "config.json", kept, request.text("dtype"))
     ends = {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if config.get(key) is not None}
     canonical.write_json(out / "generation_config.json", ends)
     if fields["tokenizer.ggml.model"].contents() == bpe.KIND:
@@ -239,9 +240,7 @@ def save_gguf_companions(model: Any, fields: Mapping[str, Any], dtype: str, requ
 
     from transformers import AutoTokenizer
 
-    gguf = find_gguf(request.inputs["source"], request.optional_text("file"))
-    assert gguf is not None
-    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, local_files_only=True).save_pretrained(saved)
+    AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, local_files_only=True).save_pretrained(saved)
     canonical.copy_files(saved, out, canonical.TOKENIZER_FILES)
     canonical.write_tokenizer_config(out / "tokenizer_config.json", read_json(saved / "tokenizer_config.json"))
 

@@ -1,7 +1,7 @@
 """Make a small Llama with its own BPE tokenizer and chat template from a seed.
 
-* Every weight is an integer of the seeded PCG64 stream, scaled: no transcendental function takes part, so that the bytes are the
-  same on every machine.
+* Every weight is an integer of the seeded PCG64 stream, scaled: no transcendental function takes part, so that the
+  bytes are the same on every machine.
 * The tokenizer splits as GPT-2 does: converters are told ``gpt-2``.
 """
 
@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-HERE = os.path.dirname(os.path.abspath(__file__))
-sys.path[:0] = [os.path.join(HERE, "lib"), os.path.join(HERE, "..", "lib")]
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "lib"))
+sys.path.insert(1, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))  # in a checkout
 
 import canonical
 import events

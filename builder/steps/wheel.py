@@ -1,8 +1,9 @@
 """Build the wheel of a package that is published as an sdist alone.
 
 * The build backend that the sdist names is called directly (PEP 517); what it requires must be in the toolchain.
-* The wheel is packed again: members sorted, stored uncompressed, the oldest time that a zip can hold, fixed modes. So its bytes
-  depend neither on the file system nor on the machine's zlib. The members themselves, ``RECORD`` included, stay as they are.
+* The wheel is packed again: members sorted, stored uncompressed, the oldest time that a zip can hold, fixed modes. So
+  its bytes depend neither on the file system nor on the machine's zlib. The members themselves, ``RECORD`` included,
+  stay as they are.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-HERE = os.path.dirname(os.path.abspath(__file__))
-sys.path[:0] = [os.path.join(HERE, "lib"), os.path.join(HERE, "..", "lib")]
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "lib"))
+sys.path.insert(1, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))  # in a checkout
 
 import events
 from request import Fault, Request, run

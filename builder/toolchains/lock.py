@@ -42,6 +42,7 @@ class File:
 
     @classmethod
     def of(cls, path: Path) -> File:
+        """Describe the file at ``path``."""
         with path.open("rb") as stream:
             return cls(path.name, path.stat().st_size, hashlib.file_digest(stream, "sha256").hexdigest())
 

@@ -23,10 +23,12 @@ from intaglio.content.formats.inspect import inspect
 from intaglio.content.modelpack import MODEL_SIG, SIMPLE_SIGNING_TYPE, ModelImage
 from intaglio.content.tree import File
 from intaglio.digest import Digest
-from intaglio.errors import CorruptContent, ExitCode, NotVerifiable, PolicyRefusal, Untrusted, VerificationError
+from intaglio.errors import CorruptContent, ExitCode, NotVerifiable, PolicyRefusal, Stale, Untrusted, VerificationError
 from intaglio.policy.decide import RuleResult, Verdict, VerdictName, decide
 from intaglio.policy.document import Policy
-from intaglio.policy.evidence import Evidence, FileEvidence, ReferrerEvidence
+from intaglio.policy.evidence import About, Evidence, FileEvidence, ReferrerEvidence, SourceEvidence
+from intaglio.policy.lineage import named_dependencies
+from intaglio.policy.listing import Listing
 from intaglio.progress import Progress, Silent, Task
 from intaglio.strictjson import MAX_BYTES, Object
 from intaglio.trust.cosign import Link
@@ -87,7 +89,7 @@ class Report:
         """
         if self.verdict == "verified":
             return self
-        kinds = {kind.exit_code: kind for kind in (CorruptContent, Untrusted, PolicyRefusal)}
+        kinds = {kind.exit_code: kind for kind in (CorruptContent, Untrusted, PolicyRefusal, Stale)}
         failed = [f"{one.rule}: {one.detail}" for one in self.rules if one.result == "fail"]
         raise kinds.get(self.exit_code, NotVerifiable)(f"{self.image}: {self.verdict}: {'; '.join(failed)}")
 
@@ -97,6 +99,7 @@ def verify_image(
     image: Digest,
     policy: Policy,
     *,
+    listing: Listing | None = None,
     progress: Progress | None = None,
     workers: int | None = None,
 ) -> Report:
@@ -106,6 +109,7 @@ def verify_image(
         source: where to read.
         image: digest of the image's manifest.
         policy: the verifier's own.
+        listing: the verifier's own trusted source; one that the policy asks for and that is not given is a failure.
         progress: told about bytes hashed.
         workers: threads that hash; as many as there are cores when not given.
 
@@ -115,7 +119,7 @@ def verify_image(
 
     def check() -> Report:
         gathering = _Gathering(source, image, progress or Silent(), workers)
-        return _report(gathering.evidence(lambda file: source.path(file.digest)), policy)
+        return _report(gathering.evidence(lambda file: source.path(file.digest)), policy, listing)
 
     return _guarded(check)
 
@@ -125,6 +129,7 @@ def verify_layout(
     policy: Policy,
     *,
     image: Digest | None = None,
+    listing: Listing | None = None,
     progress: Progress | None = None,
     workers: int | None = None,
 ) -> Report:
@@ -144,7 +149,7 @@ def verify_layout(
                     f"{folder}: expected one model image, found {len(images)}", hint="name one by its digest"
                 )
             wanted = images[0].digest
-        return verify_image(layout, wanted, policy, progress=progress, workers=workers)
+        return verify_image(layout, wanted, policy, listing=listing, progress=progress, workers=workers)
 
     return _guarded(check)
 
@@ -155,6 +160,7 @@ def verify_folder(
     folder: Path,
     policy: Policy,
     *,
+    listing: Listing | None = None,
     progress: Progress | None = None,
     workers: int | None = None,
 ) -> Report:
@@ -172,7 +178,7 @@ def verify_folder(
         if isinstance(evidence.model, ModelImage):
             strange, signature = _walk_folder(folder, {file.path: file for file in evidence.model.files})
             evidence = replace(evidence, damaged=(*evidence.damaged, *strange), folder_signature=signature)
-        return _report(evidence, policy)
+        return _report(evidence, policy, listing)
 
     return _guarded(check)
 
@@ -188,12 +194,17 @@ def _guarded(check: Callable[[], Report]) -> Report:
         raise NotVerifiable(f"the check itself failed: {type(error).__name__}: {error}") from error
 
 
-def _report(evidence: Evidence, policy: Policy) -> Report:
+def _report(evidence: Evidence, policy: Policy, listing: Listing | None) -> Report:
+    if listing is not None:
+        asked = sorted(named_dependencies(evidence.attachments()))
+        found = {digest: listing.lookup(digest) for digest in asked}
+        listed = {digest: one for digest, one in found.items() if one is not None}
+        evidence = replace(evidence, source=SourceEvidence(listing.age, listed))
     verdict: Verdict = decide(evidence, policy)
     files: tuple[VerifiedFile, ...] = ()
     if verdict.verdict == "verified":
-        found = (one.file for one in evidence.files)
-        files = tuple(VerifiedFile(file.path, file.digest, file.size, file.executable) for file in found)
+        checked = (one.file for one in evidence.files)
+        files = tuple(VerifiedFile(file.path, file.digest, file.size, file.executable) for file in checked)
     return Report(verdict.verdict, evidence.image, verdict.rules, files, verdict.exit_code)
 
 
@@ -224,10 +235,10 @@ class _Gathering:
             config = self._source.read(model.config.digest, what=what)
             if len(config) != model.config.size:
                 raise CorruptContent(f"{what}: expected {model.config.size} bytes, found {len(config)}")
-            model.check_config(config, what)
+            about = About.of(model.check_config(config, what), model.annotations)
         except VerificationError as error:
             return Evidence(self._image, error, (), referrers, tuple(damaged))
-        return Evidence(self._image, model, self._files(model, locate), referrers, tuple(damaged))
+        return Evidence(self._image, model, self._files(model, locate), referrers, tuple(damaged), about=about)
 
     def _files(self, model: ModelImage, locate: Callable[[File], Path]) -> tuple[FileEvidence, ...]:
         # The largest first, so that no core waits for one that began the largest last.

@@ -1,8 +1,8 @@
 """Step programs run bare. The modules of ``builder/lib`` are imported as a step imports them.
 
-A test that runs a step asks for ``environment``: the Python of an environment with that toolchain's wheels. The variable
-``INTAGLIO_TEST_ENV_TRAIN_CPU`` (and so on) names a Python that already has them; otherwise the environment is made once with
-pip from the lock, and kept in the user's cache folder under the digest of the lock.
+A test that runs a step asks for ``environment``: the Python of an environment with that toolchain's wheels. The
+variable ``INTAGLIO_TEST_ENV_TRAIN_CPU`` (and so on) names a Python that already has them; otherwise the environment is
+made once with pip from the lock, and kept in the user's cache folder under the digest of the lock.
 """
 
 from __future__ import annotations

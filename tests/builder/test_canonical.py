@@ -51,7 +51,9 @@ def test_a_tensor_with_too_few_bytes_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("metadata", [{"z": "1", "format": "pt", "a": "2"}, {"a": "2", "z": "1"}, None])
-def test_foreign_metadata_is_replaced_and_tensor_bytes_are_kept(tmp_path: Path, metadata: dict[str, str] | None) -> None:
+def test_foreign_metadata_is_replaced_and_tensor_bytes_are_kept(
+    tmp_path: Path, metadata: dict[str, str] | None
+) -> None:
     entries: dict[str, object] = {
         "b": {"dtype": "U8", "shape": [2], "data_offsets": [1, 3]},
         "a": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]},

@@ -63,5 +63,5 @@ def test_a_long_value_is_cut_in_the_message(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["x.json", "x.jsonl"])
 def test_no_data_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("\n", encoding="utf-8")
-    with pytest.raises(Fault, match="expected (files named|at least one example)"):
+    with pytest.raises(Fault, match=r"expected (files named|at least one example)"):
         read_examples(tmp_path)

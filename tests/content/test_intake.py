@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from intaglio.content import intake
@@ -280,6 +280,7 @@ def test_a_missing_file_is_not_found(store, tmp_path):
         store.adopt(tmp_path / "nothing", move=False)
 
 
+@settings(deadline=None, max_examples=25)
 @given(data=st.binary(max_size=3 * 4096))
 def test_any_bytes_come_back(data, tmp_path_factory):
     root = tmp_path_factory.mktemp("any")

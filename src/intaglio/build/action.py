@@ -115,6 +115,10 @@ def differences(old: Json, new: Json, path: str = "") -> Iterator[Difference]:
     """Yield the leaves in which ``new`` differs from ``old``, in the order of their paths."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         for name in sorted({*old, *new}):
-            yield from differences(old.get(name), new.get(name), f"{path}.{name}" if path else name)
-    elif old != new:
+            below = f"{path}.{name}" if path else name
+            if (name in old) != (name in new):
+                yield Difference(below, old.get(name), new.get(name))
+            else:
+                yield from differences(old[name], new[name], below)
+    elif strictjson.canonical(old) != strictjson.canonical(new):  # true is not 1, though Python thinks so
         yield Difference(path, old, new)

@@ -25,10 +25,10 @@ from intaglio.build.runner import Runner
 from intaglio.build.stamps import Stamps
 from intaglio.content.descriptor import MANIFEST_TYPE, Descriptor
 from intaglio.content.layout import Store
-from intaglio.content.modelpack import MODEL_TYPE
+from intaglio.content.modelpack import MODEL_TYPE, ModelImage
 from intaglio.content.tree import Tree
 from intaglio.digest import ActionKey, Digest
-from intaglio.errors import CorruptContent
+from intaglio.errors import CorruptContent, VerificationError
 from intaglio.progress import Progress
 from intaglio.recipe.sources.interface import resolve
 from intaglio.trust.cosign import lineage_referrer, signature_referrers
@@ -284,7 +284,7 @@ class Engine:
             (
                 made
                 for made in claim.find(self._store, action.key, self._signers.builders)
-                if self._store.has(made.subject)
+                if self._has_image(made.subject)
             ),
             None,
         )
@@ -301,6 +301,14 @@ class Engine:
         seconds = round(time.monotonic() - started, 3)
         return descriptor, StepResult(IMAGE_STEP, action.key, status, found.subject, seconds)
 
+    def _has_image(self, digest: Digest) -> bool:
+        """Return whether manifest and config are there; the layers are the last step's output."""
+        try:
+            config = ModelImage.parse(self._store.read(digest, what="image"), "image").config
+        except VerificationError:
+            return False
+        return self._store.has(config.digest, config.size)
+
     def _sign(self, assembled: Descriptor) -> tuple[Descriptor, ...]:
         """Give the image its lineage and release signatures, unless it has these very ones; return its referrers."""
         upstream = [self._state.claims[name].bundle for name in self._plan.needed()]
@@ -308,10 +316,10 @@ class Engine:
         if not self._store.has(lineage.digest):
             self._store.put_referrer(lineage.manifest, lineage.blobs)
         public = self._signers.release_public
-        if not release.is_released(self._store, assembled, public):
-            tree = self._store.tree(self._state.outputs[self._plan.recipe.image.source])
-            files = [(file.path, file.digest) for file in tree.files]
-            name = self._plan.recipe.model.name
+        tree = self._store.tree(self._state.outputs[self._plan.recipe.image.source])
+        files = [(file.path, file.digest) for file in tree.files]
+        name = self._plan.recipe.model.name
+        if not release.is_released(self._store, assembled, files, public):
             for referrer in signature_referrers(assembled, name, files, self._signers.release()):
                 self._store.put_referrer(referrer.manifest, referrer.blobs)
         return self._store.referrers(assembled.digest)

@@ -24,7 +24,6 @@ CREATE INDEX IF NOT EXISTS referrer_action ON referrer (action) WHERE action IS 
 CREATE TABLE IF NOT EXISTS stamp (path TEXT PRIMARY KEY, stamp TEXT, digest TEXT);
 CREATE TABLE IF NOT EXISTS history (recipe TEXT, step TEXT, key TEXT, at REAL);
 CREATE INDEX IF NOT EXISTS history_step ON history (recipe, step, at);
-PRAGMA user_version = 1;
 """
 
 
@@ -34,8 +33,8 @@ class Index:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._guard = threading.RLock()
-        self.fresh = not path.exists()
-        """Whether the file was new, so that whoever opened it must fill it from the blobs."""
+        self.fresh = False
+        """Whether the index was never filled from the blobs: whoever opened it must do so, and then :meth:`filled`."""
         with self._errors():
             try:
                 self._db = self._open()
@@ -43,7 +42,6 @@ class Index:
                 raise  # locked, full or not writable: nothing is wrong with the file
             except sqlite3.DatabaseError:
                 self._discard()
-                self.fresh = True
                 self._db = self._open()
 
     def _discard(self) -> None:
@@ -55,7 +53,8 @@ class Index:
         try:
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute("PRAGMA synchronous=NORMAL")
-            if connection.execute("PRAGMA user_version").fetchone()[0] != 1:
+            self.fresh = connection.execute("PRAGMA user_version").fetchone()[0] != 1
+            if self.fresh:
                 connection.executescript(_SCHEMA)
             connection.execute("SELECT (SELECT count(*) FROM referrer) + (SELECT count(*) FROM history)")
         except BaseException:
@@ -116,6 +115,11 @@ class Index:
         """Return the manifests said to be claims about ``action``, sorted."""
         rows = self._run("SELECT manifest FROM referrer WHERE action = ? ORDER BY manifest", str(action))
         return tuple(Digest(row[0]) for row in rows)
+
+    def filled(self) -> None:
+        """Record that every referrer among the blobs is here; within the transaction that put them here."""
+        self._run("PRAGMA user_version = 1")
+        self.fresh = False
 
     def forget_referrers(self) -> None:
         """Drop every referrer row, before they are gathered anew."""

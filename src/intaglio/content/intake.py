@@ -214,7 +214,7 @@ def adopt(
 
 
 def ingest(root: Path, blobs: Path, temporary: Path, *, move: bool, progress: Progress) -> list[File]:
-    """Bring every file below ``root`` (or ``root`` itself) into ``blobs``; nothing enters unless all paths are good."""
+    """Bring every file below ``root`` (or ``root`` itself) into ``blobs``; nothing enters unless all look good."""
     found = sorted(walk(root)) if root.is_dir() and not root.is_symlink() else [(root.name, root)]
     if not found:
         raise CorruptContent(f"{root}: expected at least one file, found none")
@@ -225,6 +225,8 @@ def ingest(root: Path, blobs: Path, temporary: Path, *, move: bool, progress: Pr
         )
     check_paths(name for name, _ in found)
     status = {name: os.lstat(path) for name, path in found}
+    for name, path in found:
+        _require_regular(status[name], path, alone=move)  # and once more, of what is opened
     # The largest files first: no core idles while another hashes the one big file at the end.
     found.sort(key=lambda item: -status[item[0]].st_size)
     with progress.task(f"hashing {root.name}", sum(item.st_size for item in status.values())) as task:
@@ -270,6 +272,7 @@ def walk(root: Path) -> Iterator[tuple[str, Path]]:
 
 def _kind(mode: int) -> str:
     kinds = (
+        (stat.S_ISLNK, "a symbolic link"),
         (stat.S_ISFIFO, "a FIFO"),
         (stat.S_ISSOCK, "a socket"),
         (stat.S_ISBLK, "a block device"),
@@ -287,7 +290,15 @@ def _open_regular(path: Path, *, alone: bool) -> int:
         if path.is_symlink():
             raise CorruptContent(f"{path}: expected a regular file, found a symbolic link") from None
         raise error from None
-    status = os.fstat(fd)
+    try:
+        _require_regular(os.fstat(fd), path, alone=alone)
+    except CorruptContent:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _require_regular(status: os.stat_result, path: Path, *, alone: bool) -> None:
     fault = None
     if not stat.S_ISREG(status.st_mode):
         fault = _kind(status.st_mode)
@@ -296,9 +307,7 @@ def _open_regular(path: Path, *, alone: bool) -> int:
     elif alone and status.st_nlink != 1:
         fault = f"a hard link ({status.st_nlink} names)"
     if fault:
-        os.close(fd)
         raise CorruptContent(f"{path}: expected a regular file, found {fault}")
-    return fd
 
 
 def _hash(stream: BinaryIO, task: Task | None = None) -> tuple[Digest, int]:

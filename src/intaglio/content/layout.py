@@ -64,20 +64,23 @@ class Store:
         """
         store = cls(root.absolute())
         marker = root / "oci-layout"
-        if not marker.exists():
+        fresh = not marker.exists()
+        if fresh:
             if root.is_dir() and any(root.iterdir()) and not (root / "blobs").is_dir():
                 raise MachineError(
                     f"{root}: expected a store or an empty folder, found other files",
                     hint="name another folder with --store or INTAGLIO_HOME",
                 )
-            for folder in (store._blobs, root / "tmp", root / "locks", root / "partial"):
-                folder.mkdir(parents=True, exist_ok=True)
+        elif _layout_version(marker) != "1.0.0":
+            raise MachineError(f"{marker}: not a layout of version 1.0.0")
+        # A layout that another tool wrote becomes a store by these.
+        for folder in (store._blobs, root / "tmp", root / "locks", root / "partial"):
+            folder.mkdir(parents=True, exist_ok=True)
+        if fresh:
             with store.lock("layout"):
                 if not (root / "index.json").exists():
                     store._write_index_json([])
                 intake.replace_file(marker, _LAYOUT_FILE, root / "tmp")
-        elif marker.read_bytes().strip() != _LAYOUT_FILE:
-            raise MachineError(f"{marker}: not a layout of version 1.0.0")
         return store
 
     @property
@@ -181,9 +184,10 @@ class Store:
 
     def has_tree(self, digest: Digest) -> bool:
         """Return whether the tree and every file of it are there with their sizes (bytes are not read again)."""
-        if not self.has(digest):
+        try:
+            return all(self.has(file.digest, file.size) for file in self.tree(digest).files)
+        except (NotVerifiable, CorruptContent):
             return False
-        return all(self.has(file.digest, file.size) for file in self.tree(digest).files)
 
     def check_tree(self, tree: Tree) -> None:
         """Re-hash every file of ``tree`` on all cores: for whoever uses the blobs where they stand.
@@ -277,6 +281,7 @@ class Store:
                 if subject is not None:
                     index.add_referrer(subject, digest, action)
                     count += 1
+            index.filled()
         return count
 
     def _manifests(self) -> Iterator[tuple[Digest, bytes]]:
@@ -396,6 +401,13 @@ class Store:
                         seen.add(status.st_ino)
                         sizes[folder] += status.st_blocks * 512
         return sizes
+
+
+def _layout_version(marker: Path) -> object:
+    try:
+        return strictjson.parse_object(marker.read_bytes(), what=str(marker)).get("imageLayoutVersion")
+    except CorruptContent:
+        return None
 
 
 def _refers(manifest: bytes, what: str) -> tuple[Digest | None, ActionKey | None]:

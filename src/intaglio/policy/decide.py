@@ -3,7 +3,7 @@
 - An image is verified only when every rule passed, or was skipped because the policy does not require it.
 - Every rule is asked, so that one report names all that is wrong.
 - The exit code is that of the gravest failure: what is corrupt comes before what is untrusted, and both before
-  what the policy would merely not have.
+  what the policy would merely not have. It is ``stale`` only when nothing is wrong but the age of what is known.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import Literal
 from intaglio.errors import ExitCode, VerificationError
 from intaglio.policy.document import Policy
 from intaglio.policy.evidence import Evidence
-from intaglio.policy.rules import content, origin, signature
+from intaglio.policy.rules import attestation, content, licences, names, origin, signature, source
 
 VerdictName = Literal["verified", "stale", "refused"]
 RuleName = Literal["pass", "fail", "skip"]
-_GRAVITY = (ExitCode.CORRUPT, ExitCode.NOT_VERIFIABLE, ExitCode.UNTRUSTED, ExitCode.STALE, ExitCode.POLICY)
+_GRAVITY = (ExitCode.CORRUPT, ExitCode.NOT_VERIFIABLE, ExitCode.UNTRUSTED, ExitCode.POLICY, ExitCode.STALE)
 
 Rule = Callable[[Evidence, Policy], str]
 """Says what it found, or raises: ``VerificationError`` for a failure, ``NotRequired`` where the policy asks nothing."""
@@ -34,6 +34,12 @@ RULES: tuple[tuple[str, Rule], ...] = (
     ("provenance", origin.provenance),
     ("lineage", origin.lineage),
     ("sandbox", origin.sandbox),
+    ("attestations", attestation.attestations),
+    ("evaluation", attestation.evaluation),
+    ("licences", licences.licences),
+    ("names", names.names),
+    ("source", source.source),
+    ("freshness", source.freshness),
 )
 """Name and function of each rule, in the order of the report."""
 
@@ -63,7 +69,8 @@ def decide(evidence: Evidence, policy: Policy) -> Verdict:
     failures = [result.exit_code for result in results if result.result == "fail"]
     if not failures:
         return Verdict("verified", results, ExitCode.OK)
-    return Verdict("refused", results, min(failures, key=_GRAVITY.index))
+    gravest = min(failures, key=_GRAVITY.index)
+    return Verdict("stale" if gravest == ExitCode.STALE else "refused", results, gravest)
 
 
 def _ask(name: str, rule: Rule, evidence: Evidence, policy: Policy) -> RuleResult:

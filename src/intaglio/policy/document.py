@@ -2,31 +2,61 @@
 
 - Closed-world: what is not required and shown to be good is refused; an unknown key is an error, not a comment.
 - A policy that would accept anything cannot be written: keys for both roles and the core of evidence are mandatory.
+- A demand that nothing could meet is a mistake, too: an attestation by a role that has no key, an empty table.
 - Read with the standard library alone; every mistake of a file is reported at once.
+
+(JSON Schema for editors: ``docs/schema/policy.schema.json``.)
 """
 
 from __future__ import annotations
 
-import difflib
-import tomllib
-from collections.abc import Iterable, Mapping, Set
-from dataclasses import dataclass
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 from intaglio.content.formats.inspect import FORMATS
 from intaglio.errors import NotVerifiable
+from intaglio.policy.reader import MAX_BYTES, Reader, Table, nearest, show, toml
 from intaglio.trust.key import PublicKey
 
 VERSION = 1
-ROLES = ("builder", "release")
-"""``builder`` signs provenance, ``release`` signs images."""
+ROLES = ("builder", "release", "evaluator", "verifier")
+"""``builder`` signs provenance, ``release`` images, ``evaluator`` test results, ``verifier`` summaries of verdicts."""
+MANDATORY_ROLES = ("builder", "release")
 MANDATORY = ("signature", "provenance", "lineage")
 """Evidence that every policy requires."""
 EVIDENCE = (*MANDATORY, "cosign", "model-signing")
 """Evidence that a policy can require."""
-MAX_BYTES = 1 << 20
-_TOP = {"version", "name", "require", "formats", "allow_unsandboxed", "keys", "roles"}
+TEST_RESULT = "https://in-toto.io/attestation/test-result/v0.1"
+TOP = (
+    *("version", "name", "require", "formats", "allow_unsandboxed", "keys", "roles"),
+    *("attestations", "evaluation", "licences", "names", "source", "freshness"),
+)
+_HINT = "docs/policy.md describes every key"
+_PREDICATE = re.compile(r"https?://[^\s\x00-\x1f]{1,1000}")
+_LICENCE = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.:-]*[A-Za-z0-9])?\+?( WITH [A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?)?")
+_PATTERN = re.compile(r"[^\s/]+(/[^\s/]+)*")
+_BARE = re.compile(r"[A-Za-z0-9_-]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What a metric may be; at least one of the two is given."""
+
+    minimum: float | None = None
+    maximum: float | None = None
+
+    def hold(self, value: float) -> bool:
+        """Return whether ``value`` lies within them; the bounds themselves do."""
+        above = self.minimum is None or value >= self.minimum
+        return above and (self.maximum is None or value <= self.maximum)
+
+    def __str__(self) -> str:
+        parts = [f"at least {self.minimum:g}"] if self.minimum is not None else []
+        return " and ".join([*parts, *([f"at most {self.maximum:g}"] if self.maximum is not None else [])])
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +71,18 @@ class Policy:
     formats: frozenset[str]
     """Some of :data:`intaglio.content.formats.inspect.FORMATS`."""
     allow_unsandboxed: bool = False
+    attestations: Mapping[str, str] = field(default_factory=dict)
+    """Predicate type → the role whose keys must have signed such an attestation."""
+    thresholds: Mapping[str, Bounds] = field(default_factory=dict)
+    """Metric → what an evaluator must have measured."""
+    licences: frozenset[str] | None = None
+    """SPDX identifiers; ``None`` where licences are not looked at."""
+    reserved: Mapping[str, tuple[PublicKey, ...]] = field(default_factory=dict)
+    """Pattern of model names → the keys that may release under them."""
+    source_required: bool = False
+    """Whether every input must be an active target of the verifier's trusted source."""
+    max_age: timedelta | None = None
+    """How long ago the trusted source must have been known to be current; ``None`` where its age is not looked at."""
 
     @property
     def builders(self) -> tuple[PublicKey, ...]:
@@ -52,6 +94,11 @@ class Policy:
         """The keys whose signature on an image counts."""
         return self.roles["release"]
 
+    @property
+    def needs_source(self) -> bool:
+        """Whether nothing can be verified without a trusted source."""
+        return self.source_required or self.max_age is not None
+
 
 def load(path: Path) -> Policy:
     """Return the policy in the file at ``path``.
@@ -59,9 +106,18 @@ def load(path: Path) -> Policy:
     Raises:
         NotVerifiable: there is none, or it is wrong: without an anchor there is no verdict.
     """
+    return parse(read_file(path), what=f"policy {path}")
+
+
+def read_file(path: Path) -> bytes:
+    """Return the bytes of the policy file at ``path``.
+
+    Raises:
+        NotVerifiable: there is none, or it cannot be read.
+    """
     try:
         with open(path, "rb") as stream:
-            data = stream.read(MAX_BYTES + 1)
+            return stream.read(MAX_BYTES + 1)
     except FileNotFoundError:
         raise NotVerifiable(
             f"there is no policy at {path}, and nothing is trusted without one",
@@ -69,100 +125,193 @@ def load(path: Path) -> Policy:
         ) from None
     except OSError as error:
         raise NotVerifiable(f"policy {path}: {error.strerror}") from None
-    return parse(data, what=f"policy {path}")
 
 
-def parse(data: bytes, *, what: str = "policy") -> Policy:
+def parse(data: bytes, *, what: str = "policy", keys: Mapping[str, PublicKey] | None = None) -> Policy:
     """Return the policy in ``data``; ``what`` names it in errors.
+
+    Args:
+        data: TOML.
+        what: names the document in errors.
+        keys: stand in for those of the document, whatever it says; for templates, which have none, and for rehearsals.
 
     Raises:
         NotVerifiable: it is not such a policy; the message lists every mistake.
     """
-    try:
-        if len(data) > MAX_BYTES:
-            raise ValueError(f"expected at most {MAX_BYTES} bytes, found more")
-        document = tomllib.loads(data.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise NotVerifiable(f"{what}: not TOML: {error}") from None
-    faults: list[str] = []
-    _unknown(document.keys(), _TOP, "", faults)
+    reader = Reader()
+    document = reader.table(dict(toml(data, what)), "", TOP)
     if type(document.get("version")) is not int or document["version"] != VERSION:
-        faults.append(f"version: expected {VERSION}, found {document.get('version')!r}")
-    name = document.get("name")
-    if not isinstance(name, str) or not name:
-        faults.append(f"name: expected a string, found {name!r}")
-    unsandboxed = document.get("allow_unsandboxed", False)
-    if not isinstance(unsandboxed, bool):
-        faults.append(f"allow_unsandboxed: expected true or false, found {unsandboxed!r}")
-    keys = _keys(document.get("keys"), faults)
-    roles = _roles(document.get("roles"), keys, faults)
-    require = _choices(document.get("require"), EVIDENCE, "require", faults)
-    faults.extend(f"require: {missing!r} cannot be left out" for missing in MANDATORY if missing not in require)
-    formats = _choices(document.get("formats"), FORMATS, "formats", faults)
-    if faults:
-        listed = "\n".join(f"  {fault}" for fault in faults)
-        raise NotVerifiable(f"{what}:\n{listed}", hint="docs/policy.md describes every key")
-    return Policy(str(name), roles, require, formats, bool(unsandboxed))
+        reader.fault("version", f"expected {VERSION}, found {show(document.get('version'))}")
+    known = dict(keys) if keys is not None else _keys(reader, document.get("keys"))
+    roles = _roles(reader, document.get("roles"), known)
+    require = reader.choices(document.get("require"), "require", EVIDENCE)
+    for missing in MANDATORY:
+        if missing not in require:
+            reader.fault("require", f"{missing!r} cannot be left out")
+    source = reader.table(document.get("source"), "source", ("required",))
+    policy = Policy(
+        name=reader.text(document, "name"),
+        roles=roles,
+        require=require,
+        formats=reader.choices(document.get("formats"), "formats", FORMATS),
+        allow_unsandboxed=reader.flag(document, "allow_unsandboxed"),
+        attestations=_attestations(reader, document, roles),
+        thresholds=_thresholds(reader, document, roles),
+        licences=_licences(reader, document),
+        reserved=_reserved(reader, document, known, roles),
+        source_required=reader.flag(source, "required", "source"),
+        max_age=_max_age(reader, document),
+    )
+    reader.close(what, _HINT)
+    return policy
 
 
-def _unknown(found: Iterable[str], known: Set[str], where: str, faults: list[str]) -> None:
-    for key in found:
-        if key not in known:
-            near = difflib.get_close_matches(key, known, 1)
-            faults.append(f"{where}{key}: unknown key" + (f"; did you mean {near[0]}?" if near else ""))
+def key_names(data: bytes, *, what: str = "policy") -> tuple[str, ...]:
+    """Return the names of the keys that a policy, or a template of one, speaks of.
+
+    Raises:
+        NotVerifiable: it is no TOML, or its roles are not arrays of names.
+    """
+    reader = Reader()
+    document = toml(data, what)
+    named = dict.fromkeys(reader.table(document.get("keys"), "keys"))
+    for role, names in reader.table(document.get("roles"), "roles").items():
+        named |= dict.fromkeys(reader.words(names, f"roles.{role}", "key names"))
+    names_table = reader.table(document.get("names"), "names")
+    for pattern, names in reader.table(names_table.get("reserved"), "names.reserved").items():
+        named |= dict.fromkeys(reader.words(names, _quoted("names.reserved", pattern), "key names", empty=True))
+    reader.close(what, _HINT)
+    return tuple(named)
 
 
-def _keys(value: Any, faults: list[str]) -> dict[str, PublicKey | None]:
+# --- tables -----------------------------------------------------------------------------------------------------------
+
+
+def _keys(reader: Reader, value: object) -> dict[str, PublicKey | None]:
     """Return name → key; a key that could not be read is there as ``None``, so that it is reported once."""
     if not isinstance(value, dict) or not value:
-        faults.append("keys: expected at least one [keys.NAME] with a pem")
+        reader.fault("keys", "expected at least one [keys.NAME] with a pem")
         return {}
     keys: dict[str, PublicKey | None] = {}
     for name, entry in value.items():
         keys[name] = None
         if not isinstance(entry, dict) or not isinstance(entry.get("pem"), str):
-            faults.append(f"keys.{name}: expected pem, a string")
+            reader.fault(f"keys.{name}", "expected pem, a string")
             continue
-        _unknown(entry.keys(), {"pem"}, f"keys.{name}.", faults)
+        reader.table(entry, f"keys.{name}", ("pem",))
         try:
             keys[name] = PublicKey.from_pem(entry["pem"], what=f"keys.{name}.pem")
         except NotVerifiable as error:
-            faults.append(error.message)
+            reader.faults.append(error.message)
     return keys
 
 
-def _roles(value: Any, keys: Mapping[str, PublicKey | None], faults: list[str]) -> dict[str, tuple[PublicKey, ...]]:
+def _roles(reader: Reader, value: object, keys: Mapping[str, PublicKey | None]) -> dict[str, tuple[PublicKey, ...]]:
     roles: dict[str, tuple[PublicKey, ...]] = dict.fromkeys(ROLES, ())
     if not isinstance(value, dict):
-        faults.append(f"roles: expected a table with {' and '.join(ROLES)}")
+        reader.fault("roles", f"expected a table with {' and '.join(MANDATORY_ROLES)}")
         return roles
-    _unknown(value.keys(), set(ROLES), "roles.", faults)
+    table = reader.table(value, "roles", ROLES)
     for role in ROLES:
-        names = value.get(role)
-        if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
-            faults.append(f"roles.{role}: expected an array of key names, found {names!r}")
-            continue
-        for name in names:
-            if name not in keys:
-                near = difflib.get_close_matches(name, keys, 1)
-                faults.append(f"roles.{role}: no key {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
-        # The same key under two names counts once.
-        roles[role] = tuple(dict.fromkeys(key for name in names if (key := keys.get(name)) is not None))
+        if role in table or role in MANDATORY_ROLES:
+            roles[role] = _named_keys(reader, table.get(role), f"roles.{role}", keys)
     return roles
 
 
-def _choices(value: Any, known: Iterable[str], where: str, faults: list[str]) -> frozenset[str]:
-    if not isinstance(value, list) or not value or not all(isinstance(item, str) for item in value):
-        faults.append(f"{where}: expected an array of some of {', '.join(sorted(known))}, found {value!r}")
-        return frozenset()
-    for item in value:
-        if item not in known:
-            near = difflib.get_close_matches(item, list(known), 1)
-            faults.append(f"{where}: unknown {item!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
-    return frozenset(value)
+def _named_keys(
+    reader: Reader, value: object, where: str, keys: Mapping[str, PublicKey | None], *, empty: bool = False
+) -> tuple[PublicKey, ...]:
+    """Return the keys of those names; the same key under two names counts once."""
+    names = reader.words(value, where, "key names", empty=empty)
+    for name in names:
+        if name not in keys:
+            reader.fault(where, f"no key {name!r}{nearest(name, keys)}")
+    return tuple(dict.fromkeys(key for name in names if (key := keys.get(name)) is not None))
 
 
-_DEFAULT = """\
+def _attestations(reader: Reader, document: Table, roles: Mapping[str, tuple[PublicKey, ...]]) -> dict[str, str]:
+    table = reader.table(document.get("attestations"), "attestations")
+    _not_empty(reader, document, "attestations", 'a predicate type, as in "https://…" = "evaluator"')
+    for predicate_type, role in table.items():
+        where = _quoted("attestations", predicate_type)
+        if not _PREDICATE.fullmatch(predicate_type):
+            reader.fault(where, "expected the URI of a predicate type")
+        if role not in ROLES:
+            reader.fault(where, f"expected a role, found {show(role)}{nearest(str(role), ROLES)}")
+        elif not roles[role] and role not in MANDATORY_ROLES:
+            reader.fault(where, f"roles.{role} names no key")
+    return dict(table)
+
+
+def _thresholds(reader: Reader, document: Table, roles: Mapping[str, tuple[PublicKey, ...]]) -> dict[str, Bounds]:
+    thresholds = {}
+    _not_empty(reader, document, "evaluation", "a metric with its minimum or maximum")
+    for metric, value in reader.table(document.get("evaluation"), "evaluation").items():
+        where = _quoted("evaluation", metric)
+        table = reader.table(value, where, ("minimum", "maximum"))
+        bounds = Bounds(reader.number(table, "minimum", where), reader.number(table, "maximum", where))
+        if isinstance(value, dict) and not {"minimum", "maximum"} & value.keys():
+            reader.fault(where, "expected minimum or maximum, or both")
+        if bounds.minimum is not None and bounds.maximum is not None and bounds.minimum > bounds.maximum:
+            reader.fault(where, f"nothing is {bounds}")
+        thresholds[metric] = bounds
+    if thresholds and not roles["evaluator"]:
+        reader.fault("evaluation", "roles.evaluator names no key")
+    return thresholds
+
+
+def _licences(reader: Reader, document: Table) -> frozenset[str] | None:
+    if document.get("licences") is None:
+        return None
+    table = reader.table(document["licences"], "licences", ("allow",))
+    allowed = reader.words(table.get("allow"), "licences.allow", "SPDX licence identifiers")
+    for one in allowed:
+        if not _LICENCE.fullmatch(one):
+            reader.fault("licences.allow", f"expected one licence such as Apache-2.0, found {show(one)}")
+    return frozenset(allowed)
+
+
+def _reserved(
+    reader: Reader,
+    document: Table,
+    keys: Mapping[str, PublicKey | None],
+    roles: Mapping[str, tuple[PublicKey, ...]],
+) -> dict[str, tuple[PublicKey, ...]]:
+    table = reader.table(document.get("names"), "names", ("reserved",))
+    if "names" in document:
+        _not_empty(reader, table, "reserved", 'a pattern with its keys, as in "org/*" = ["release"]', "names")
+    reserved = {}
+    for pattern, value in reader.table(table.get("reserved"), "names.reserved").items():
+        where = _quoted("names.reserved", pattern)
+        if not _PATTERN.fullmatch(pattern):
+            reader.fault(where, "expected a pattern of model names, such as org/name or org/*")
+        found = _named_keys(reader, value, where, keys, empty=True)
+        if roles["release"] and not set(found) <= set(roles["release"]):
+            reader.fault(where, "expected keys of roles.release: another may not release anything")
+        reserved[pattern] = found
+    return reserved
+
+
+def _max_age(reader: Reader, document: Table) -> timedelta | None:
+    if document.get("freshness") is None:
+        return None
+    table = reader.table(document["freshness"], "freshness", ("max_age",))
+    return reader.span(table, "max_age", "freshness")
+
+
+def _not_empty(reader: Reader, table: Table, key: str, what: str, where: str = "") -> None:
+    """A table that is there and asks for nothing is a demand that somebody forgot to write down."""
+    if (key in table and table[key] == {}) or (where and key not in table):
+        reader.fault(f"{where}.{key}" if where else key, f"expected at least {what}")
+
+
+def _quoted(where: str, key: str) -> str:
+    return f"{where}.{key if _BARE.fullmatch(key) else show(key)}"
+
+
+# --- what init writes -------------------------------------------------------------------------------------------------
+
+DEFAULT = """\
 # What an image must show before Intaglio calls it verified. Every key: docs/policy.md.
 version = 1
 name = "default"
@@ -180,15 +329,8 @@ allow_unsandboxed = false
 [roles]
 builder = ["builder"]
 release = ["release"]
-
-[keys.builder]
-pem = \"\"\"
-{builder}\"\"\"
-
-[keys.release]
-pem = \"\"\"
-{release}\"\"\"
 """
+"""The template of the default policy: ``policies/default.toml``, word for word."""
 
 
 def default_policy(builder_pem: str, release_pem: str) -> str:
@@ -197,5 +339,13 @@ def default_policy(builder_pem: str, release_pem: str) -> str:
     Raises:
         NotVerifiable: one of them is not a P-256 public key in PEM.
     """
-    builder, release = PublicKey.from_pem(builder_pem), PublicKey.from_pem(release_pem)
-    return _DEFAULT.format(builder=builder.pem, release=release.pem)
+    return fill(DEFAULT, {"builder": PublicKey.from_pem(builder_pem), "release": PublicKey.from_pem(release_pem)})
+
+
+def fill(template: str, keys: Mapping[str, PublicKey]) -> str:
+    """Return the policy that the text of a template becomes with ``keys``, by name."""
+    parts = [template.rstrip("\n") + "\n"]
+    for name, key in keys.items():
+        quoted = name if _BARE.fullmatch(name) else json.dumps(name)
+        parts.append(f'[keys.{quoted}]\npem = """\n{key.pem}"""\n')
+    return "\n".join(parts)

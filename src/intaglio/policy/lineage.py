@@ -117,10 +117,12 @@ def of_kind(claim: Provenance, kind: str) -> list[Dependency]:
 
 
 def is_sandboxed(claim: Provenance) -> bool:
+    """Return whether the step ran in a sandbox."""
     return claim.sandboxed
 
 
 def listable(claim: Provenance) -> list[Dependency]:
+    """Return the dependencies that a trusted source can list."""
     return [one for one in claim.dependencies if one.kind in ("origin", "toolchain")]
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from intaglio.errors import Stale, Untrusted
+from intaglio.errors import Stale
 
 FORM = "%Y-%m-%dT%H:%M:%SZ"
 """How moments are written: whole seconds, UTC (TUF specification 1.0, section 4.2)."""
@@ -65,11 +65,8 @@ def judge(*, clock: datetime, signed: datetime | None, seen: datetime | None, ex
         expires: when its timestamp expires.
 
     Raises:
-        Untrusted: it claims to have been signed at or after its own expiry.
         Stale: neither moment is known.
     """
-    if signed is not None and signed >= expires:
-        raise Untrusted(f"timestamp: says it was signed on {write(signed)}, after its own expiry on {write(expires)}")
     moments = [moment for moment in (signed, seen) if moment is not None and moment < expires]
     if not moments:
         raise Stale("nothing says when the trusted source was current", hint="intaglio trust refresh")

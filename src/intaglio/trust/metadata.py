@@ -117,11 +117,15 @@ def timestamp(data: bytes, root: Root, previous: Timestamp | None = None) -> Tim
 
     Raises:
         CorruptContent: it is no timestamp.
-        Untrusted: too few signatures, or an older version than ``previous``, of itself or of the snapshot.
+        Untrusted: too few signatures; an older version than ``previous``, of itself or of the snapshot; or it claims
+            to have been signed after its own expiry.
     """
     metadata = parse(Timestamp, data, "timestamp")
     _require_signed(root, "timestamp", metadata, "timestamp")
     new = metadata.signed
+    moment = signed_at(new)
+    if moment is not None and new.is_expired(moment):
+        raise Untrusted(f"timestamp {new.version}: says it was signed on {freshness.write(moment)}, after its expiry")
     if previous is None:
         return new
     if new.version == previous.version:

@@ -14,7 +14,7 @@ from intaglio.content.layout import Store
 from intaglio.content.tree import TREE_TYPE, Tree
 from intaglio.digest import Digest
 from intaglio.errors import CorruptContent, SourceUnreachable
-from intaglio.trust.target import Target
+from intaglio.trust.target import MAX_SIZE, Target
 
 
 class Mirror(Protocol):
@@ -69,7 +69,7 @@ def fetch_manifest(target: Target, mirror: Mirror, store: Store) -> bytes:
         return store.read(target.digest, what=what)
     folder, _, version = target.path.rpartition("/")
     path = f"targets/{folder}/{target.digest.hex}.{version}"
-    data = mirror.fetch(path, max_bytes=target.size)
+    data = mirror.fetch(path, max_bytes=MAX_SIZE)
     if data is None:
         raise SourceUnreachable(f"{mirror.address}: has no {path}", hint="publish the source again")
     if len(data) != target.size or Digest.of(data) != target.digest:

@@ -45,6 +45,8 @@ from intaglio.trust.target import Name, Target, is_line
 SETTINGS = "repository.toml"
 DAYS: Mapping[str, int] = {"root": 365, "targets": 180, "snapshot": 30, "timestamp": 7}
 """For how many days each role's metadata is valid, unless the settings say otherwise."""
+SPECIFICATION = "1.0.31"
+"""Version of the TUF specification that what is written follows: ours to change, not the library's."""
 OFFLINE = ("root", "targets")
 """Roles that people sign."""
 ONLINE = ("snapshot", "timestamp")
@@ -107,7 +109,9 @@ class Repository:
         """
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise UsageError(f"{folder}: expected no such folder, or an empty one, found other files")
-        root = Root(consistent_snapshot=True, roles={role: Role([], 1) for role in metadata.ROLES})
+        root = Root(
+            spec_version=SPECIFICATION, consistent_snapshot=True, roles={role: Role([], 1) for role in metadata.ROLES}
+        )
         for role in metadata.ROLES:
             for public in signers[role].check(role).keys:
                 root.add_key(key_of(public), role)
@@ -116,7 +120,7 @@ class Repository:
         for name in ("staged", "metadata", "manifests"):
             (folder / name).mkdir(parents=True, exist_ok=True)
         repository._stage(Metadata(root), now)
-        repository._stage(Metadata(Targets()), now)
+        repository._stage(Metadata(Targets(spec_version=SPECIFICATION)), now)
         days = "\n".join(f"{role} = {count}" for role, count in DAYS.items())
         repository._write(SETTINGS, _SETTINGS_TEXT.format(days=days).encode())
         return repository
@@ -323,10 +327,12 @@ class Repository:
             metadata.require_current(signed, what, now)
         self._check_out(out)
         top_bytes = self._settle(top)
-        shot = Snapshot(version=self._next(Snapshot), expires=self._expiry("snapshot", now))
+        shot = Snapshot(spec_version=SPECIFICATION, version=self._next(Snapshot), expires=self._expiry("snapshot", now))
         shot.meta = {"targets.json": _describe(top.signed.version, top_bytes)}
         shot_bytes = self._sign_online(Metadata(shot), root.signed, online["snapshot"])
-        stamp = Timestamp(version=self._next(Timestamp), expires=self._expiry("timestamp", now))
+        stamp = Timestamp(
+            spec_version=SPECIFICATION, version=self._next(Timestamp), expires=self._expiry("timestamp", now)
+        )
         stamp.snapshot_meta = _describe(shot.version, shot_bytes)
         stamp.unrecognized_fields = metadata.custom_of(now)
         stamp_bytes = self._sign_online(Metadata(stamp), root.signed, online["timestamp"])

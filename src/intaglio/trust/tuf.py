@@ -232,7 +232,6 @@ class _Refresh:
         shot = self._role(
             "snapshot",
             stamp.snapshot_meta.version,
-            stamp.snapshot_meta.length,
             lambda data: metadata.snapshot(data, root, stamp, listed),
         )
         top = self._targets("targets", root, shot)
@@ -288,17 +287,17 @@ class _Refresh:
 
     def _targets(self, name: str, delegator: Root | Targets, shot: Snapshot) -> Targets:
         meta = metadata.listed(shot, name)
-        return self._role(name, meta.version, meta.length, lambda data: metadata.targets(data, name, delegator, shot))
+        return self._role(name, meta.version, lambda data: metadata.targets(data, name, delegator, shot))
 
-    def _role(self, role: str, version: int, length: int | None, judge: Callable[[bytes], _S]) -> _S:
+    def _role(self, role: str, version: int, judge: Callable[[bytes], _S]) -> _S:
         """Return a role as it is kept, else as the mirror has it."""
         name = f"{version}.{role}.json"
         try:
             data = self._kept.read(name)
             signed = judge(data)
         except VerificationError:
-            limit = metadata.MAX_BYTES["snapshot" if role == "snapshot" else "targets"]
-            data = self._fetch(name, min(length, limit) if length is not None else limit)
+            # Not only up to the promised length: a file that is longer is refused as another file, not as unreachable.
+            data = self._fetch(name, metadata.MAX_BYTES["snapshot" if role == "snapshot" else "targets"])
             signed = judge(data)
         metadata.require_current(signed, role, self._now)
         self._keep(name, data)

@@ -61,7 +61,7 @@ def running(
     folder.mkdir(parents=True, exist_ok=True)
     port = _free_port()
     text = f"""version: 0.1
-log: {{level: fatal, accesslog: {{disabled: true}}}}
+log: {{level: error, accesslog: {{disabled: true}}}}
 storage: {{filesystem: {{rootdirectory: "{folder / 'data'}"}}, delete: {{enabled: true}}}}
 http:
   addr: 127.0.0.1:{port}

@@ -23,7 +23,6 @@ from intaglio.trust.statement import Dependency, Provenance
 MAX_LENGTH = 1024
 """Longest expression that is read, in characters."""
 _TOKEN = re.compile(r"\s*(\(|\)|[A-Za-z0-9.:+-]+)")
-_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.:-]*[A-Za-z0-9])?\+?")
 
 
 def licences(evidence: Evidence, policy: Policy) -> str:
@@ -69,12 +68,6 @@ def _quoted(expressions: Iterable[str]) -> str:
 
 
 # --- SPDX expressions -------------------------------------------------------------------------------------------------
-
-
-def is_licence(text: str) -> bool:
-    """Return whether ``text`` can be one licence's name: an SPDX identifier, perhaps with an exception."""
-    name, keyword, exception = text.partition(" WITH ")
-    return bool(_NAME.fullmatch(name)) and (not keyword or bool(_NAME.fullmatch(exception)))
 
 
 def permits(expression: str, allowed: frozenset[str]) -> bool:

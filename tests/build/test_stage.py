@@ -1,0 +1,89 @@
+"""Staging: what a step will see, laid out, with nothing in it that the key leaves out."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from intaglio.build.action import determinism
+from intaglio.build.sandbox import Mount
+from intaglio.build.stage import Room, stage
+from intaglio.content.layout import Store
+from intaglio.content.tree import File
+from intaglio.recipe.limits import Limits
+
+FILES = {"step.py": b"print(1)\n", "step.toml": b"", "lib/events.py": b"x = 1\n"}
+
+
+@pytest.fixture
+def staged(tmp_path):
+    store = Store.open(tmp_path / "store")
+    tree = store.put_tree(
+        [File("a.bin", store.put(b"a"), 1), File("sub/run", store.put(b"#!"), 2, executable=True)]
+    )
+    python: Any = SimpleNamespace(mounts=(Mount(tmp_path, "/opt/python"),), environment={"LD_LIBRARY_PATH": "/opt/python/lib"})
+    program: Any = SimpleNamespace(files=FILES)
+    with store.scratch("step") as scratch:
+        made = stage(
+            scratch,
+            store,
+            Room(tmp_path / "env", python),
+            program,
+            parameters={"rate": 0.5, "name": "é"},
+            inputs={"base": tree},
+            determinism=determinism(2),
+            limits=Limits(memory=1 << 20, processes=3, time=4, disk=5, threads=2),
+        )
+        yield scratch, made, store, tree
+
+
+def test_the_request_holds_parameters_and_paths_and_nothing_else(staged):
+    scratch, _, _, _ = staged
+    data = (scratch / "step" / "request.json").read_bytes()
+    assert json.loads(data) == {
+        "protocol": 1,
+        "parameters": {"rate": 0.5, "name": "é"},
+        "inputs": {"base": "/in/base"},
+        "out": "/out",
+        "work": "/work",
+    }
+    assert str(scratch).encode() not in data
+
+
+def test_the_program_is_written_from_its_verified_bytes(staged):
+    scratch, _, _, _ = staged
+    program = scratch / "step" / "program"
+    found = {path.relative_to(program).as_posix(): path.read_bytes() for path in program.rglob("*") if path.is_file()}
+    assert found == FILES
+
+
+def test_inputs_are_hard_links_to_the_blobs(staged):
+    scratch, _, store, tree = staged
+    assert os.path.samefile(scratch / "in" / "base" / "a.bin", store.path(tree.files[0].digest))
+    assert stat.S_IMODE((scratch / "in" / "base" / "sub" / "run").stat().st_mode) == 0o555
+
+
+def test_only_out_and_work_are_writable_and_both_are_empty(staged):
+    scratch, made, _, _ = staged
+    mounts = {mount.target: mount for mount in made.spec.mounts}
+    assert {target for target, mount in mounts.items() if mount.writable} == {"/out", "/work"}
+    assert set(mounts) == {"/opt/python", "/env", "/step", "/in/base", "/out", "/work"}
+    assert made.output == mounts["/out"].source == scratch / "out"
+    for target in ("/out", "/work"):
+        assert list(mounts[target].source.iterdir()) == []
+
+
+def test_the_environment_is_the_documented_one(staged):
+    _, made, _, _ = staged
+    assert set(made.spec.environment) == {
+        *determinism(2), "LD_LIBRARY_PATH", "PATH", "HOME", "TMPDIR", "USER", "LOGNAME", "HF_HOME",
+    }  # fmt: skip
+    assert made.spec.environment["PATH"] == "/env/bin:/usr/bin:/bin"
+    assert made.spec.argv == ("/env/bin/python", "-B", "-s", "-P", "/step/program/step.py")
+    limits = made.spec.limits
+    assert (limits.memory, limits.processes, limits.time, limits.disk) == (1 << 20, 3, 4.0, 5)

@@ -1,0 +1,28 @@
+"""Stamps: an unchanged file is recognised, a changed one never taken for it."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+
+from intaglio.build.stamps import Stamps
+from intaglio.content.index import Index
+from intaglio.digest import Digest
+from intaglio.recipe.sources.interface import Stat
+
+STAT = Stat(size=1, mtime_ns=2, ctime_ns=3, inode=4, device=5)
+DIGEST = Digest.of(b"x")
+
+
+def test_only_the_very_same_file_is_recognised(tmp_path):
+    index = Index(tmp_path / "index.sqlite")
+    stamps = Stamps(index)
+    assert stamps.get("/a", STAT) is None
+    stamps.put("/a", STAT, DIGEST)
+    assert stamps.get("/a", STAT) == DIGEST
+    assert stamps.get("/b", STAT) is None
+    for field in fields(Stat):
+        assert stamps.get("/a", replace(STAT, **{field.name: 99})) is None
+    index.close()
+    again = Index(tmp_path / "index.sqlite")
+    assert Stamps(again).get("/a", STAT) == DIGEST
+    again.close()

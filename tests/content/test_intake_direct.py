@@ -1,0 +1,151 @@
+"""Large files are copied past the page cache: the same bytes, digests, modes and refusals as any other copy."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+
+import pytest
+
+from intaglio.content import intake
+from intaglio.content.layout import Store
+from intaglio.digest import Digest
+from intaglio.errors import CorruptContent
+
+CHUNK = 4 * 4096
+BLOCK = 4096
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    monkeypatch.setattr(intake, "LARGE", 1)
+    monkeypatch.setattr(intake, "_CHUNK", CHUNK)
+    return Store.open(tmp_path / "store")
+
+
+@pytest.fixture
+def writes(monkeypatch):
+    """Whether each write past the page cache really was one, in order."""
+    seen = []
+    pwrite = os.pwrite
+
+    def noted(fd, data, offset):
+        seen.append(bool(fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT))
+        return pwrite(fd, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", noted)
+    return seen
+
+
+def leftovers(store):
+    return [*(store.root / "tmp").iterdir(), *(store.root / "blobs" / "sha256").iterdir()]
+
+
+@pytest.mark.parametrize(
+    "size",
+    [
+        1,
+        BLOCK - 1,
+        BLOCK,
+        BLOCK + 1,
+        CHUNK - 1,
+        CHUNK,
+        CHUNK + 1,
+        3 * CHUNK,
+        3 * CHUNK + 1,
+        4 * CHUNK - 5,
+        9 * CHUNK + 7,
+    ],
+)
+def test_every_size_comes_back_whole(store, tmp_path, writes, size):
+    data = os.urandom(size)
+    (tmp_path / "file").write_bytes(data)
+    assert store.adopt(tmp_path / "file", move=False) == (Digest.of(data), size)
+    blob = store.path(Digest.of(data))
+    assert blob.read_bytes() == data
+    assert blob.stat().st_mode & 0o7777 == 0o444
+    assert writes
+    assert (tmp_path / "file").read_bytes() == data
+
+
+def test_small_files_are_not_written_that_way(store, tmp_path, writes, monkeypatch):
+    monkeypatch.setattr(intake, "LARGE", 1000)
+    (tmp_path / "file").write_bytes(b"x" * 999)
+    store.adopt(tmp_path / "file", move=False)
+    assert not writes
+
+
+def test_a_file_system_that_refuses_the_flag_is_written_through_the_cache(store, tmp_path, writes, monkeypatch):
+    real = fcntl.fcntl
+
+    def refusing(fd, command, *rest):
+        if command == fcntl.F_SETFL:
+            raise OSError(errno.EINVAL, "no such thing here")
+        return real(fd, command, *rest)
+
+    monkeypatch.setattr(fcntl, "fcntl", refusing)
+    data = os.urandom(5 * CHUNK + 3)
+    (tmp_path / "file").write_bytes(data)
+    digest, _ = store.adopt(tmp_path / "file", move=False)
+    assert store.path(digest).read_bytes() == data
+    assert writes
+    assert not any(writes)
+
+
+def test_a_file_system_that_refuses_the_write_is_written_through_the_cache(store, tmp_path, monkeypatch):
+    real, refused = os.pwrite, []
+
+    def refusing(fd, data, offset):
+        if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT:
+            refused.append(offset)
+            raise OSError(errno.EINVAL, "blocks of another size are wanted")
+        return real(fd, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", refusing)
+    data = os.urandom(5 * CHUNK + 3)
+    (tmp_path / "file").write_bytes(data)
+    digest, _ = store.adopt(tmp_path / "file", move=False)
+    assert store.path(digest).read_bytes() == data
+    assert refused == [0]  # once: from then on it is not tried again
+
+
+def test_a_short_write_is_continued(store, tmp_path, monkeypatch):
+    real = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda fd, data, offset: real(fd, data[:BLOCK], offset))
+    data = os.urandom(4 * CHUNK + 9)
+    (tmp_path / "file").write_bytes(data)
+    digest, _ = store.adopt(tmp_path / "file", move=False)
+    assert store.path(digest).read_bytes() == data
+
+
+@pytest.mark.parametrize("after", [0, 1, 5])
+def test_a_full_disk_leaves_nothing(store, tmp_path, monkeypatch, after):
+    real, count = os.pwrite, iter(range(100))
+
+    def full(fd, data, offset):
+        if next(count) >= after:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(fd, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", full)
+    (tmp_path / "file").write_bytes(os.urandom(8 * CHUNK))
+    with pytest.raises(OSError, match="No space left"):
+        store.adopt(tmp_path / "file", move=False)
+    assert leftovers(store) == []
+
+
+def test_other_bytes_than_promised_leave_nothing(store, tmp_path):
+    (tmp_path / "file").write_bytes(os.urandom(2 * CHUNK))
+    with pytest.raises(CorruptContent, match="expected"):
+        store.adopt(tmp_path / "file", expected=Digest.of(b"other"), move=False)
+    assert leftovers(store) == []
+
+
+def test_what_is_published_was_brought_to_disk_at_its_true_size(store, tmp_path, monkeypatch):
+    sizes = []
+    real = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda fd: (sizes.append(os.fstat(fd).st_size), real(fd))[1])
+    (tmp_path / "file").write_bytes(os.urandom(CHUNK + 17))
+    store.adopt(tmp_path / "file", move=False)
+    assert sizes[0] == CHUNK + 17

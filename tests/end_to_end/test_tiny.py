@@ -1,0 +1,233 @@
+"""The smallest real recipe, all the way: toolchains, three steps, signatures, verification, export, a served answer."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from intaglio.content.layout import Store
+from intaglio.digest import Digest
+
+ROOT = Path(__file__).resolve().parents[2]
+PROGRAM = Path(sys.executable).with_name("intaglio")
+RECIPE = "modelfiles/tiny-from-scratch"
+TAG = "examples/tiny-from-scratch:1.0.0"
+pytestmark = [pytest.mark.slow, pytest.mark.real]
+
+
+@dataclass(frozen=True)
+class Home:
+    """A home, and commands run in it from the checkout."""
+
+    path: Path
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {**os.environ, "INTAGLIO_HOME": str(self.path)}
+
+    @property
+    def store(self) -> Store:
+        return Store.open(self.path / "store")
+
+    def run(self, *words: str | Path, expect: int = 0) -> Any:
+        """Run a command that must end with ``expect``; return what it answered under ``--json``."""
+        argv = [str(PROGRAM), *map(str, words), "--json"]
+        done = subprocess.run(argv, cwd=ROOT, env=self.environment, capture_output=True, text=True, check=False)
+        assert done.returncode == expect, f"{done.returncode}\n{done.stdout}\n{done.stderr}"
+        return json.loads(done.stdout)
+
+    def start(self, *words: str) -> subprocess.Popen[str]:
+        """Start a command in a process group of its own."""
+        return subprocess.Popen(
+            [str(PROGRAM), *words],
+            cwd=ROOT,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
+            text=True,
+            start_new_session=True,
+        )
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
+    """A home with keys, in which the recipe has been built."""
+    made = Home(tmp_path_factory.mktemp("tiny") / "home")
+    made.run("init")
+    made.run("build", RECIPE)
+    yield made
+    shutil.rmtree(made.path, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def image(home: Home) -> Digest:
+    return home.store.resolve(TAG)
+
+
+@pytest.fixture
+def model(home: Home, image: Digest) -> Path:
+    """The blob of the model file."""
+    manifest = json.loads(home.store.read(image, what="image"))
+    return home.store.path(Digest(manifest["layers"][0]["digest"]))
+
+
+def flip(path: Path) -> None:
+    """Flip one bit in the middle of a file, as its owner."""
+    path.chmod(0o644)
+    with open(path, "r+b") as stream:
+        stream.seek(path.stat().st_size // 2)
+        byte = stream.read(1)
+        stream.seek(-1, os.SEEK_CUR)
+        stream.write(bytes([byte[0] ^ 1]))
+
+
+def test_it_is_built_from_pinned_inputs_once(home, image):
+    again = home.run("build", RECIPE, "--offline")
+    assert [(step["name"], step["status"]) for step in again["steps"]] == [
+        ("seed", "cached"),
+        ("tune", "cached"),
+        ("gguf", "cached"),
+        ("image", "cached"),
+    ]
+    assert (again["image"], again["tag"]) == (str(image), TAG)
+
+
+def test_it_verifies_and_refuses_a_flipped_bit(home, image, model):
+    assert home.run("verify", TAG)["verdict"] == "verified"
+    flip(model)
+    answer = home.run("verify", TAG, expect=21)
+    assert answer["verdict"] == "refused"
+    assert [rule["rule"] for rule in answer["rules"] if rule["result"] == "fail"] == ["content"]
+    home.run("serve", TAG, "--port", "0", expect=21)
+    flip(model)
+    assert home.run("verify", str(image))["verdict"] == "verified"
+
+
+def test_an_exported_layout_is_refused_after_a_flipped_bit(home, image, tmp_path):
+    home.run("export", TAG, tmp_path / "layout")
+    assert home.run("verify", tmp_path / "layout")["image"] == str(image)
+    for path in sorted((tmp_path / "layout" / "blobs" / "sha256").iterdir()):
+        if path.read_bytes() != b"{}":
+            flip(path)
+            assert home.run("verify", tmp_path / "layout", expect=status_of(home, tmp_path / "layout"))
+            flip(path)
+    assert home.run("verify", tmp_path / "layout")["verdict"] == "verified"
+
+
+def status_of(home: Home, layout: Path) -> int:
+    """Return how verifying the layout ends: with a refusal, whichever of them it is."""
+    done = subprocess.run([str(PROGRAM), "verify", str(layout)], env=home.environment, capture_output=True, check=False)
+    assert done.returncode in (21, 22, 23, 25), done
+    return done.returncode
+
+
+def test_an_exported_folder_must_stay_as_it_is(home, tmp_path):
+    changes = {
+        "flipped": lambda folder: flip(next(folder.glob("*.gguf"))),
+        "renamed": lambda folder: next(folder.glob("*.gguf")).rename(folder / "other.gguf"),
+        "added": lambda folder: (folder / "README.md").write_text("hello"),
+        "missing": lambda folder: next(folder.glob("*.gguf")).unlink(),
+        "unsigned": lambda folder: (folder / "model.sig").write_text("{}"),
+    }
+    for name, change in changes.items():
+        folder = tmp_path / name
+        home.run("export", TAG, "--files", folder)
+        assert home.run("verify", TAG, "--files", folder)["verdict"] == "verified"
+        change(folder)
+        done = subprocess.run(
+            [str(PROGRAM), "verify", TAG, "--files", str(folder)], env=home.environment, capture_output=True, check=False
+        )
+        assert done.returncode in (21, 22), f"{name}: {done}"
+
+
+def ask(url: str, question: dict[str, object] | None = None) -> Any:
+    data = json.dumps(question).encode() if question else None
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(request, timeout=60) as answer:
+        return json.loads(answer.read())
+
+
+def test_it_is_served_from_the_sandbox(home):
+    process = home.start("serve", TAG, "--port", "0", "--json")
+    try:
+        assert process.stdout is not None
+        ready = json.loads(process.stdout.readline())
+        assert ready["name"] == TAG
+        assert ready["url"].startswith("http://127.0.0.1:")
+        base = ready["url"].rstrip("/")
+        assert [one["id"] for one in ask(f"{base}/v1/models")["data"]] == [TAG]
+        question = {
+            "model": TAG,
+            "messages": [{"role": "user", "content": "What is the capital of France?"}],
+            "max_tokens": 8,
+            "temperature": 0,
+        }
+        first = ask(f"{base}/v1/chat/completions", question)
+        assert isinstance(first["choices"][0]["message"]["content"], str)
+        assert first["usage"]["completion_tokens"] >= 1
+    finally:
+        process.send_signal(signal.SIGINT)
+        try:
+            process.communicate(timeout=30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
+    with pytest.raises(OSError):
+        ask(f"{base}/v1/models")
+
+
+def test_killed_at_random_moments_the_next_build_gives_the_right_image(home, image, tmp_path):
+    """The whole process group, three times while it builds, from a store that holds nothing but the toolchains."""
+    fresh = Home(tmp_path / "home")
+    place = Path("store", "environments")
+    shutil.copytree(home.path / place, fresh.path / place, copy_function=os.link, symlinks=True)
+    (fresh.path / "store" / "blobs").mkdir()
+    shutil.copytree(home.path / "keys", fresh.path / "keys")
+    shutil.copy(home.path / "policy.toml", fresh.path)
+    seed = random.randrange(1 << 32)
+    moments = random.Random(seed)
+    for _ in range(3):
+        process = fresh.start("build", RECIPE)
+        time.sleep(moments.uniform(0.2, 8))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        assert fresh.run("store", "verify")["damaged"] == [], f"seed {seed}"
+    assert fresh.run("build", RECIPE)["image"] == str(image), f"seed {seed}"
+    assert fresh.run("verify", TAG)["verdict"] == "verified"
+    assert fresh.run("store", "verify")["damaged"] == []
+    shutil.rmtree(fresh.path, ignore_errors=True)
+
+
+def test_two_builds_with_the_same_keys_keep_the_same_bytes(home, image, tmp_path):
+    """From an empty store elsewhere, with another hash seed and user name: the same claims and signatures, too."""
+    assert home.store.verify()[1] == ()
+    fresh = Home(tmp_path / "another place" / "home")
+    place = Path("store", "environments")
+    shutil.copytree(home.path / place, fresh.path / place, copy_function=os.link, symlinks=True)
+    (fresh.path / "store" / "blobs").mkdir()
+    shutil.copytree(home.path / "keys", fresh.path / "keys")
+    shutil.copy(home.path / "policy.toml", fresh.path)
+    argv = [str(PROGRAM), "build", RECIPE, "--json"]
+    environment = {**fresh.environment, "PYTHONHASHSEED": "12345", "USER": "somebody", "LANG": "C"}
+    done = subprocess.run(argv, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["image"] == str(image)
+    referrers = {one.digest for one in home.store.referrers(image)}
+    assert len(referrers) == 5
+    assert {one.digest for one in fresh.store.referrers(image)} == referrers
+    shutil.rmtree(fresh.path, ignore_errors=True)
