@@ -11,6 +11,7 @@ import hashlib
 import mmap
 import os
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -151,10 +152,11 @@ def _moved(place: Path, source: Path) -> float:
         for path in source.iterdir():
             path.rename(output / path.name)
         os.sync()
-        seconds = stopwatch(lambda: store.ingest(output, move=True))
-    for path in (place / "blobs" / "sha256").iterdir():
-        if path.stat().st_size > _BUFFER:
-            path.rename(source / path.name)
+        started = time.perf_counter()
+        tree = store.ingest(output, move=True)
+        seconds = time.perf_counter() - started
+    for file in tree.files:
+        store.path(file.digest).rename(source / file.path)
     discard(place)
     os.sync()
     return seconds

@@ -3,8 +3,9 @@
 - Every build begins with realised environments and nothing else: no outputs, no claims.
 - Afterwards nothing of it runs any more, ``store verify`` finds nothing wrong, and the next build, which runs only what
   has no claim yet, ends with the digest of a build that nobody disturbed.
-- Half of the moments are spread over the whole build; the other half fall within half a second of a step's end, where
-  outputs are collected and claims and signatures are written, which is little of a build's time.
+- Half of the moments are spread over the whole build; the other half follow a step's end by a fifth of a second at
+  most, where outputs are collected and claims and signatures are written, which is little of a build's time.
+- A build that had ended before its moment came is no kill: another moment is drawn.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ import signal
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,10 @@ from benchmarks.program import Program, ProgramFailed
 from benchmarks.scratch import discard
 from benchmarks.table import Table, verdict
 
-_NEAR = 0.5
-"""Seconds around a step's end."""
+_NEAR = 0.2
+"""Most seconds after a step's end."""
+_POLL = 0.002
+"""Seconds between two looks whether a step has ended."""
 _GONE = 5.0
 """Seconds that the kernel gets to take down what was killed."""
 
@@ -39,16 +42,24 @@ class Reference:
     keys: Mapping[str, str]
     """Step → action key."""
     seconds: float
-    ends: tuple[float, ...]
-    """When, in seconds from the start, each step's program ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """When to kill."""
+
+    after: str | None
+    """The step whose end is waited for; none: the build's start."""
+    delay: float
+    """Seconds after that."""
 
 
 @dataclass(frozen=True, slots=True)
 class Kill:
     """One kill, and what stood afterwards."""
 
-    moment: float
-    """Seconds from the build's start."""
+    seconds: float
+    """From the build's start."""
     phase: str
     """What the build was doing, as its store and logs tell."""
     clean: bool
@@ -92,7 +103,7 @@ class Kills:
         tables = [Table("Kills by phase", columns, tuple(rows), note)]
         wrong = [kill for kill in self.kills if not self.good(kill)]
         if wrong:
-            faults = tuple((f"{kill.moment:.3f} s", kill.phase, kill.fault or kill.image) for kill in wrong)
+            faults = tuple((f"{kill.seconds:.3f} s", kill.phase, kill.fault or kill.image) for kill in wrong)
             tables.append(Table("What went wrong", ("moment", "killed while", "fault"), faults))
         return tuple(tables)
 
@@ -119,20 +130,15 @@ def reference(program: Program, recipe: Path) -> Reference:
     steps = answer["steps"]
     if any(step["status"] != "built" for step in steps):
         raise AssertionError(f"expected every step built, found {steps}")
-    keys = {step["name"]: step["key"] for step in steps}
-    ends = (_logged(program.store, key, "ended") for key in keys.values())
-    return Reference(answer["image"], keys, seconds, tuple(at - started for at in ends if at is not None))
+    return Reference(answer["image"], {step["name"]: step["key"] for step in steps}, seconds)
 
 
-def moments(known: Reference, count: int, chance: random.Random) -> list[float]:
-    """Return ``count`` moments, in seconds from a build's start: by turns anywhere, and near a step's end."""
-    found = []
-    for number in range(count):
-        if number % 2 == 0:
-            found.append(chance.uniform(0.0, known.seconds))
-        else:
-            found.append(max(0.0, chance.choice(known.ends) + chance.uniform(-_NEAR / 4, _NEAR)))
-    return found
+def moments(known: Reference, chance: random.Random) -> Iterator[Moment]:
+    """Yield moments without end: by turns anywhere in a build, and soon after a step's end."""
+    steps = [name for name in known.keys if name != "image"]  # which is assembled in no sandbox, and has no log
+    while True:
+        yield Moment(None, chance.uniform(0.0, known.seconds))
+        yield Moment(chance.choice(steps), chance.uniform(0.0, _NEAR))
 
 
 def prove(
@@ -141,13 +147,18 @@ def prove(
     """Kill ``count`` builds of ``recipe``, whose environments stand in the store of ``program``."""
     scratch.mkdir()
     known = reference(fresh(program, scratch / "reference"), recipe)
-    found = []
-    for number, moment in enumerate(moments(known, count, chance), 1):
+    found: list[Kill] = []
+    for number, moment in enumerate(moments(known, chance), 1):
         place = scratch / f"home-{number}"
-        one = fresh(program, place)
-        found.append(kill(one, recipe, moment, known))
-        note(f"kill {number} of {count}: at {moment:.2f} s, {found[-1].phase} {found[-1].fault}".rstrip())
+        one = kill(fresh(program, place), recipe, moment, known)
         discard(place)
+        if one is None:
+            known = replace(known, seconds=0.9 * known.seconds)
+            continue
+        found.append(one)
+        note(f"kill {len(found)} of {count}: at {one.seconds:.2f} s, {one.phase} {one.fault}".rstrip())
+        if len(found) == count:
+            break
     discard(scratch)
     return Kills(known, tuple(found))
 
@@ -162,22 +173,25 @@ def fresh(program: Program, home: Path) -> Program:
     return Program(home, program.executable, program.variables, program.prefix)
 
 
-def kill(program: Program, recipe: Path, moment: float, known: Reference) -> Kill:
-    """Start a build, kill its process group after ``moment`` seconds, and see what stands."""
+def kill(program: Program, recipe: Path, moment: Moment, known: Reference) -> Kill | None:
+    """Start a build, kill its process group at ``moment``, and see what stands; none: it had ended before."""
     argv = program.argv("build", recipe, "--offline", "--json", "--progress", "none")
+    started = time.monotonic()
     with open(program.home / "build.log", "wb") as log:
         build = subprocess.Popen(
             argv, env=program.environment(), stdout=log, stderr=log, start_new_session=True, cwd="/"
         )
+        if moment.after is not None:
+            await_end(build, program.store, known.keys[moment.after])
         try:
-            build.wait(moment)
-            phase = "after its end"
+            build.wait(moment.delay)
+            return None
         except subprocess.TimeoutExpired:
             os.killpg(build.pid, signal.SIGKILL)
             build.wait()
-            phase = ""
+    seconds = time.monotonic() - started
     alone = vanished(program.home)
-    phase = phase or phase_of(program.store, known)
+    phase = phase_of(program.store, known)
     clean, fault, image, cached = True, "", "", 0
     try:
         program.run("store", "verify")
@@ -189,7 +203,13 @@ def kill(program: Program, recipe: Path, moment: float, known: Reference) -> Kil
         program.run("store", "verify")
     except ProgramFailed as error:
         fault = f"{fault} {error}".strip()
-    return Kill(moment, phase, clean, alone, image, cached, fault)
+    return Kill(seconds, phase, clean, alone, image, cached, fault)
+
+
+def await_end(build: subprocess.Popen[bytes], store: Path, key: str) -> None:
+    """Wait until the program of the action has ended, or the build has."""
+    while build.poll() is None and _logged(store, key, "ended") is None:
+        time.sleep(_POLL)
 
 
 def phase_of(store: Path, known: Reference) -> str:

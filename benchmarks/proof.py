@@ -56,7 +56,7 @@ def _kills(options: Options) -> Report:
         note("two builds at once")
         twins = kills.at_once(program, tiny, place / "twins", found.reference)
     each = [
-        {"moment": kill.moment, "phase": kill.phase, "good": found.good(kill), "cached": kill.cached}
+        {"seconds": kill.seconds, "phase": kill.phase, "good": found.good(kill), "cached": kill.cached}
         for kill in found.kills
     ]
     tables = (*found.tables(), twins.table())

@@ -23,13 +23,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests import programs
+from tests.attacks.registries.distribution import Distribution, running
+from tests.images import Draft, policy_text
+
 from intaglio import strictjson
 from intaglio.content.descriptor import MANIFEST_TYPE, Descriptor
 from intaglio.content.layout import Store
 from intaglio.content.tree import File
-from tests import programs
-from tests.attacks.registries.distribution import Distribution, running
-from tests.images import Draft, policy_text
 
 FILES = 4
 
@@ -69,7 +70,9 @@ def main() -> None:
     if arguments.json:
         print(json.dumps(rows))
         return
-    print(f"{FILES} × {arguments.mebibytes} MiB, {arguments.rounds} rounds, medians; {programs.crane().name} of Debian\n")
+    print(
+        f"{FILES} × {arguments.mebibytes} MiB, {arguments.rounds} rounds, medians; {programs.crane().name} of Debian\n"
+    )
     print("| what | seconds | MB/s | ratio to crane | peak memory, MB |\n|---|---|---|---|---|")
     for row in rows:
         print(f"| {row['what']} | {row['seconds']:.2f} | {row['rate']:.0f} | {row['ratio']:.2f} | {row['peak']:.0f} |")
@@ -150,7 +153,10 @@ def layout(store: Store, image: Descriptor, target: Path) -> None:
     digests = [part["digest"] for part in (document["config"], *document["layers"])]
     for name in {image.digest.hex, *(digest.removeprefix("sha256:") for digest in digests)}:
         os.link(store.root / "blobs" / "sha256" / name, blobs / name)
-    index = {"schemaVersion": 2, "manifests": [Descriptor(MANIFEST_TYPE, image.digest, image.size).to_json()]}
+    index: strictjson.Object = {
+        "schemaVersion": 2,
+        "manifests": [Descriptor(MANIFEST_TYPE, image.digest, image.size).to_json()],
+    }
     (target / "index.json").write_bytes(strictjson.canonical(index))
     (target / "oci-layout").write_bytes(b'{"imageLayoutVersion":"1.0.0"}')
 

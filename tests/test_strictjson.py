@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -28,15 +29,18 @@ VALUES = st.recursive(
 
 def test_the_sample_of_the_specification():
     """RFC 8785, section 3.2.2 and 3.2.3."""
-    value = {
+    value: Any = {
         "numbers": [333333333.33333329, 1e30, 4.50, 2e-3, 0.000000000000000000000000001],
         "string": "\u20ac$\u000f\u000aA'\u0042\u0022\u005c\\\"\u002f",
         "literals": [None, True, False],
     }
-    assert canonical(value) == (
-        '{"literals":[null,true,false],"numbers":[333333333.3333333,1e+30,4.5,0.002,1e-27],'
-        '"string":"€$\\u000f\\nA\'B\\"\\\\\\\\\\"/"}'
-    ).encode()
+    assert (
+        canonical(value)
+        == (
+            '{"literals":[null,true,false],"numbers":[333333333.3333333,1e+30,4.5,0.002,1e-27],'
+            '"string":"€$\\u000f\\nA\'B\\"\\\\\\\\\\"/"}'
+        ).encode()
+    )
 
 
 def test_keys_are_sorted_by_utf_16():
@@ -133,7 +137,7 @@ def test_the_depth_is_bounded(pair):
     opening, closing = pair[:-1], pair[-1:]
 
     def nested(depth: int) -> bytes:
-        return opening * (depth - 1) + pair.replace(b":", b":1") + closing * (depth - 1)
+        return b"".join([opening * (depth - 1), pair.replace(b":", b":1"), closing * (depth - 1)])
 
     assert parse(nested(MAX_DEPTH), what="x")
     with pytest.raises(CorruptContent, match="nested too deep"):

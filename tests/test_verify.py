@@ -7,17 +7,21 @@ import random
 import shutil
 import threading
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.images import Draft, key, policy, safetensors
+from tests.images import Draft, key, origin, part, policy, policy_text, safetensors
 
 from intaglio.content.export import export_files, export_layout
 from intaglio.content.layout import Store
 from intaglio.digest import Digest
-from intaglio.errors import CorruptContent, ExitCode, NotVerifiable, PolicyRefusal, Untrusted, VerificationError
+from intaglio.errors import CorruptContent, ExitCode, NotVerifiable, PolicyRefusal, Stale, Untrusted, VerificationError
+from intaglio.policy.decide import RULES
+from intaglio.policy.document import Policy, parse
+from intaglio.policy.listing import Listed
 from intaglio.progress import Silent, Task
 from intaglio.trust.cosign import bundle_referrer
 from intaglio.verify import Report, VerifiedFile, verify_folder, verify_image, verify_layout
@@ -72,6 +76,12 @@ def test_the_json_form_is_an_interface(draft: Draft, layout: Path) -> None:
         "provenance",
         "lineage",
         "sandbox",
+        "attestations",
+        "evaluation",
+        "licences",
+        "names",
+        "source",
+        "freshness",
     ]
     assert all(set(rule) == {"rule", "result", "detail"} for rule in document["rules"])
 
@@ -321,6 +331,101 @@ def test_a_signature_of_other_files_in_the_folder(draft: Draft, tmp_path: Path) 
     assert failing(verify_folder(store, draft.image.digest, folder, policy())) == {"content"}
 
 
+# --- the trusted source -----------------------------------------------------------------------------------------------
+
+INPUTS = {
+    origin("pypi:base==1.0").digest: "models/example/base@1.0",
+    origin("file:data.jsonl").digest: "datasets/example/data@1",
+    part("toolchain").digest: "toolchains/example/train@1",
+}
+
+
+class Source:
+    """A trusted source in memory; remembers what it was asked."""
+
+    def __init__(self, age: timedelta = timedelta(hours=1), **changes: str) -> None:
+        self.age = age
+        self.asked: list[Digest] = []
+        self._changes = changes
+
+    def lookup(self, digest: Digest) -> Listed | None:
+        self.asked.append(digest)
+        if digest not in INPUTS:
+            return None
+        name = INPUTS[digest]
+        kind = name.partition("/")[0]
+        if self._changes.get(kind) == "unlisted":
+            return None
+        licence = self._changes.get("licence", "MIT")
+        if self._changes.get(kind) == "yanked":
+            return Listed(name, licence, "example", "yanked", "poisoned")
+        return Listed(name, licence, "example")
+
+
+def asking(*tables: str) -> Policy:
+    return parse("\n".join([policy_text(), *tables]).encode())
+
+
+SOURCED = asking(
+    "[source]\nrequired = true", '[freshness]\nmax_age = "1d"', '[licences]\nallow = ["MIT", "Apache-2.0"]'
+)
+
+
+def test_a_trusted_source_is_asked_about_origins_and_toolchains(draft: Draft, layout: Path, tmp_path: Path) -> None:
+    source = Source()
+    report = verify_layout(layout, SOURCED, listing=source)
+    assert (report.verdict, report.exit_code) == ("verified", 0)
+    assert sorted(source.asked) == sorted(INPUTS)
+    details = {rule.rule: rule.detail for rule in report.rules}
+    assert "models/example/base@1.0" in details["source"]
+    assert "1 h ago" in details["freshness"]
+    store, folder = exported(draft, tmp_path)
+    for listing, verdict in ((source, "verified"), (Source(toolchains="yanked"), "refused"), (None, "refused")):
+        assert verify_image(store, draft.image.digest, SOURCED, listing=listing).verdict == verdict
+        assert verify_folder(store, draft.image.digest, folder, SOURCED, listing=listing).verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("source", "verdict", "code", "rules"),
+    [
+        (Source(models="yanked"), "refused", 23, {"source"}),
+        (Source(models="unlisted"), "refused", 23, {"source", "licences"}),
+        (Source(toolchains="unlisted"), "refused", 23, {"source"}),
+        (Source(licence="GPL-3.0-only"), "refused", 23, {"licences"}),
+        (Source(timedelta(days=2)), "stale", 24, {"freshness"}),
+        (Source(timedelta(days=2), models="yanked"), "refused", 23, {"source", "freshness"}),
+        (None, "refused", 25, {"source", "freshness", "licences"}),
+    ],
+)
+def test_what_a_trusted_source_says_counts(
+    layout: Path, source: Source | None, verdict: str, code: int, rules: set[str]
+) -> None:
+    report = verify_layout(layout, SOURCED, listing=source)
+    assert (report.verdict, report.exit_code, failing(report)) == (verdict, code, rules)
+    assert report.files == ()
+    with pytest.raises(VerificationError) as caught:
+        report.require()
+    assert caught.value.exit_code == code
+
+
+def test_a_source_that_does_not_verify_is_no_verdict(layout: Path) -> None:
+    class Damaged(Source):
+        def lookup(self, digest: Digest) -> Listed | None:
+            raise Untrusted("a delegated role is not signed")
+
+    with pytest.raises(Untrusted, match="a delegated role"):
+        verify_layout(layout, SOURCED, listing=Damaged())
+
+
+def test_the_name_and_licence_are_those_of_the_config(draft: Draft, tmp_path: Path) -> None:
+    strict = asking('[licences]\nallow = ["MIT"]', '[names.reserved]\n"examples/*" = []')
+    report = verify_image(draft.store(tmp_path), draft.image.digest, strict, listing=Source())
+    details = {rule.rule: rule.detail for rule in report.rules if rule.result == "fail"}
+    assert set(details) == {"licences", "names"}
+    assert "'Apache-2.0'" in details["licences"]
+    assert "'examples/demo'" in details["names"]
+
+
 # --- indexes and strangers --------------------------------------------------------------------------------------------
 
 
@@ -352,7 +457,7 @@ def test_strangers_referrers_are_no_obstacle(draft: Draft, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("error", "code"), [(CorruptContent, 21), (Untrusted, 22), (PolicyRefusal, 23), (NotVerifiable, 25)]
+    ("error", "code"), [(CorruptContent, 21), (Untrusted, 22), (PolicyRefusal, 23), (Stale, 24), (NotVerifiable, 25)]
 )
 def test_a_refusal_can_be_raised(error: type[VerificationError], code: int) -> None:
     report = Report("refused", Digest.of(b""), (), (), ExitCode(code))
@@ -431,7 +536,7 @@ def test_any_mutation_of_any_part_gives_a_report_or_a_verification_error(
     found = outcome(lambda: verify_layout(folder, policy(), image=digest))
     if isinstance(found, Report):
         assert (found.verdict == "verified") == (found.exit_code == 0)
-        assert len(found.rules) == 9
+        assert len(found.rules) == len(RULES)
     else:
         assert "itself failed" not in found.message
 

@@ -19,6 +19,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests import wheelhouse
@@ -53,11 +54,12 @@ class Finished:
     err: str
 
     @property
-    def json(self) -> dict:
+    def json(self) -> dict[str, Any]:
         """What it answered under ``--json``."""
         lines = self.out.splitlines()
         assert len(lines) == 1, f"expected one line of JSON, found {self.out!r} (and {self.err!r})"
-        return json.loads(lines[0])
+        answer: dict[str, Any] = json.loads(lines[0])
+        return answer
 
     def ok(self) -> Finished:
         """Return this command, which must have ended well."""
@@ -210,7 +212,7 @@ class Workshop:
         """Run ``intaglio build --json`` on the recipe."""
         return self.run("build", ".", "--json", *words, **environment)
 
-    def built(self, *words: str | Path, **environment: str) -> dict:
+    def built(self, *words: str | Path, **environment: str) -> dict[str, Any]:
         """Build, which must end well, and return the answer."""
         return self.build(*words, **environment).ok().json
 
@@ -220,7 +222,7 @@ class Workshop:
 
     # --- what is left --------------------------------------------------------------------------------------------
 
-    def events(self, key: str) -> list[dict]:
+    def events(self, key: str) -> list[dict[str, Any]]:
         """Return the event log of the action's last run."""
         path = self.home / "store" / "logs" / f"{key.removeprefix('sha256:')}.jsonl"
         return [json.loads(line) for line in path.read_text().splitlines()]

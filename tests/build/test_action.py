@@ -23,7 +23,14 @@ def action(**change: object) -> Action:
     made = Action(
         program=str(Digest.of(b"program")),
         toolchain=Digest.of(b"toolchain"),
-        parameters={"learning_rate": 2e-4, "steps": 100, "method": "lora", "targets": ["q", "v"], "epochs": None, "x": True},
+        parameters={
+            "learning_rate": 2e-4,
+            "steps": 100,
+            "method": "lora",
+            "targets": ["q", "v"],
+            "epochs": None,
+            "x": True,
+        },
         inputs={"base": Digest.of(b"base"), "data": Digest.of(b"data")},
         outputs=("*.json", "model.safetensors"),
         platform="linux/amd64/v3",
@@ -49,8 +56,8 @@ def test_the_key_is_the_digest_of_the_preimage():
 def test_orders_that_mean_nothing_change_nothing():
     backwards = action(
         parameters=dict(reversed(action().parameters.items())),
-        inputs=dict(reversed(action().inputs.items())),
-        environment=dict(reversed(action().environment.items())),
+        inputs=dict(reversed(list(action().inputs.items()))),
+        environment=dict(reversed(list(action().environment.items()))),
     )
     assert backwards.key == action().key
 
@@ -122,8 +129,12 @@ def test_a_type_that_changes_is_a_difference():
     assert list(differences({"a": True}, {"a": 1})) == [Difference("a", True, 1)]
 
 
-LEAVES = st.none() | st.booleans() | st.integers(-3, 3) | st.text("ab", max_size=2) | st.lists(st.integers(0, 2), max_size=2)
-DOCUMENTS = st.recursive(LEAVES, lambda inner: st.dictionaries(st.text("xyz", min_size=1, max_size=2), inner, max_size=3))
+LEAVES = (
+    st.none() | st.booleans() | st.integers(-3, 3) | st.text("ab", max_size=2) | st.lists(st.integers(0, 2), max_size=2)
+)
+DOCUMENTS = st.recursive(
+    LEAVES, lambda inner: st.dictionaries(st.text("xyz", min_size=1, max_size=2), inner, max_size=3)
+)
 
 
 @given(DOCUMENTS, DOCUMENTS)

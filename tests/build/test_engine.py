@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests import images
@@ -28,12 +29,12 @@ pytestmark = pytest.mark.real
 CACHED = {"one": "cached", "two": "cached", "image": "cached"}
 
 
-def key(answer: dict, name: str) -> str:
-    return next(step["key"] for step in answer["steps"] if step["name"] == name)
+def key(answer: dict[str, Any], name: str) -> str:
+    return next(str(step["key"]) for step in answer["steps"] if step["name"] == name)
 
 
-def output(answer: dict, name: str) -> str:
-    return next(step["output"] for step in answer["steps"] if step["name"] == name)
+def output(answer: dict[str, Any], name: str) -> str:
+    return next(str(step["output"]) for step in answer["steps"] if step["name"] == name)
 
 
 def span(shop: Workshop, key: str) -> tuple[float, float]:
@@ -319,7 +320,7 @@ def test_a_lost_index_json_loses_names_only(shop):
 # --- claims ----------------------------------------------------------------------------------------------------------
 
 
-def forge(shop: Workshop, answer: dict, *, edit_only: bool) -> Digest:
+def forge(shop: Workshop, answer: dict[str, Any], *, edit_only: bool) -> Digest:
     """Put a claim into the store that the step ``make`` gave an output of ours; return that output."""
     store = shop.store
     action = ActionKey(key(answer, "make"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from tests.workshop import COPY
+from tests.workshop import COPY, Workshop
 
 from intaglio.build import plan
 from intaglio.content.layout import Store
@@ -14,7 +14,7 @@ from intaglio.recipe import lock, modelfile
 pytestmark = pytest.mark.real
 
 
-def pins(shop) -> str:
+def pins(shop: Workshop) -> str:
     return (shop.recipe / "Modelfile.lock").read_text()
 
 
@@ -121,8 +121,9 @@ def test_a_broken_lock_is_said_to_be(shop):
     shop.one(COPY)
     path = shop.recipe / "Modelfile.lock"
     text = path.read_text()
-    for wrong in ("not toml", text.replace("layout = 1", "layout = 2"), text.replace("sha256:", "sha512:"), text + "x=1"):
-        path.write_text(wrong)
+    wrong = ("not toml", text.replace("layout = 1", "layout = 2"), text.replace("sha256:", "sha512:"), text + "x=1")
+    for written in wrong:
+        path.write_text(written)
         assert "Modelfile.lock" in shop.run("build").failed(ExitCode.LOCK).err
 
 
@@ -176,5 +177,5 @@ def test_the_plan_orders_steps_and_tells_what_the_image_needs(shop, monkeypatch)
 def test_no_lock_pins_nothing(shop, monkeypatch):
     monkeypatch.setenv("INTAGLIO_DATA", str(shop.data))
     shop.one(COPY, lock=False)
-    with pytest.raises(LockError, match="input data .* is not pinned"):
+    with pytest.raises(LockError, match=r"input data .* is not pinned"):
         plan.make(modelfile.read(shop.recipe), None, Store.open(shop.root / "s"), strict=False, note=print)

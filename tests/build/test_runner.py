@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 import subprocess
+from typing import Any
 
 import pytest
 from tests.workshop import COPY, PROGRAM, Workshop
@@ -274,10 +275,11 @@ def test_executable_files_and_folders_come_through(shop):
 # --- what a step sees ------------------------------------------------------------------------------------------------
 
 
-def seen(shop: Workshop) -> dict:
+def seen(shop: Workshop) -> dict[str, Any]:
     facts = '"request": request, "environ": dict(os.environ), "argv": sys.argv, "cwd": os.getcwd()'
     shop.one("write(json.dumps({" + facts + "}))")
-    return json.loads(shop.model(shop.built()["image"]))
+    found: dict[str, Any] = json.loads(shop.model(shop.built()["image"]))
+    return found
 
 
 def test_a_step_sees_its_request_and_nothing_of_where_it_runs(shop):

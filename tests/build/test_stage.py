@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import stat
 from types import SimpleNamespace
 from typing import Any
@@ -23,10 +22,9 @@ FILES = {"step.py": b"print(1)\n", "step.toml": b"", "lib/events.py": b"x = 1\n"
 @pytest.fixture
 def staged(tmp_path):
     store = Store.open(tmp_path / "store")
-    tree = store.put_tree(
-        [File("a.bin", store.put(b"a"), 1), File("sub/run", store.put(b"#!"), 2, executable=True)]
-    )
-    python: Any = SimpleNamespace(mounts=(Mount(tmp_path, "/opt/python"),), environment={"LD_LIBRARY_PATH": "/opt/python/lib"})
+    tree = store.put_tree([File("a.bin", store.put(b"a"), 1), File("sub/run", store.put(b"#!"), 2, executable=True)])
+    variables = {"LD_LIBRARY_PATH": "/opt/python/lib"}
+    python: Any = SimpleNamespace(mounts=(Mount(tmp_path, "/opt/python"),), environment=variables)
     program: Any = SimpleNamespace(files=FILES)
     with store.scratch("step") as scratch:
         made = stage(
@@ -64,7 +62,7 @@ def test_the_program_is_written_from_its_verified_bytes(staged):
 
 def test_inputs_are_hard_links_to_the_blobs(staged):
     scratch, _, store, tree = staged
-    assert os.path.samefile(scratch / "in" / "base" / "a.bin", store.path(tree.files[0].digest))
+    assert (scratch / "in" / "base" / "a.bin").samefile(store.path(tree.files[0].digest))
     assert stat.S_IMODE((scratch / "in" / "base" / "sub" / "run").stat().st_mode) == 0o555
 
 

@@ -21,8 +21,8 @@ from pathlib import Path
 BUILDER = Path(__file__).resolve().parents[2] / "builder"
 
 DETERMINISM = {
-    "OMP_NUM_THREADS": os.environ.get("OMP", "2"),
-    "MKL_NUM_THREADS": os.environ.get("OMP", "2"),
+    "OMP_NUM_THREADS": "2",
+    "MKL_NUM_THREADS": "2",
     "ATEN_CPU_CAPABILITY": "avx2",
     "MKL_CBWR": "AVX2",
     "ONEDNN_MAX_CPU_ISA": "AVX2",
@@ -88,7 +88,7 @@ def run_step(
         }
         (Path(folder) / "request.json").write_text(json.dumps(request), encoding="utf-8")
         events = Path(folder) / "events"
-        kept = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH") if name in os.environ}
+        kept = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH", "OMP_WAIT_POLICY") if name in os.environ}
         settings = {**kept, **DETERMINISM, "HOME": str(work), "HF_HOME": str(work / "hf"), **(environment or {})}
         program = [python, "-B", "-s", "-P", str(BUILDER / "steps" / f"{step}.py"), f"{folder}/request.json"]
         with events.open("wb") as stream:

@@ -21,7 +21,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILDER = ROOT / "builder"
-sys.path[:0] = [str(BUILDER / "lib"), str(Path(__file__).resolve().parent)]
+sys.path.insert(0, str(BUILDER / "lib"))
 
 
 def requirements(lock: Path) -> str:

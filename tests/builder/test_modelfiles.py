@@ -25,7 +25,7 @@ def test_a_recipe_uses_what_is_there(folder: Path) -> None:
     assert document["image"]["from"] in steps
     for step in steps.values():
         description = tomllib.loads((ROOT / "builder" / "steps" / f"{step['uses']}.toml").read_text(encoding="utf-8"))
-        assert set(step["with"]) <= set(description["parameters"])
+        assert set(step.get("with", {})) <= set(description["parameters"])
         required = {name for name, entry in description["inputs"].items() if not entry.get("optional")}
         assert required <= set(step["inputs"]) <= set(description["inputs"])
         assert all(source in steps or source in inputs for source in step["inputs"].values())

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from bare import Result, run_step
+from tests.builder.bare import Result, run_step
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ROOT / "modelfiles" / "tiny-from-scratch"
@@ -34,7 +34,9 @@ class Bench:
     environment: Callable[[str], str]
     count: int = 0
 
-    def run(self, step: str, given: Mapping[str, object], hash_seed: str = "0", **inputs: Path) -> tuple[Path, Result]:
+    def run(
+        self, step: str, given: Mapping[str, object], hash_seed: str = "0", /, **inputs: Path
+    ) -> tuple[Path, Result]:
         description = tomllib.loads((ROOT / "builder" / "steps" / f"{step}.toml").read_text(encoding="utf-8"))
         self.count += 1
         out = self.root / f"{self.count}-{'x' * self.count}" / step
@@ -48,7 +50,7 @@ class Bench:
                 assert str(self.root).encode() not in path.read_bytes(), f"{path} knows where it was made"
         return out, result
 
-    def made(self, step: str, given: Mapping[str, object], hash_seed: str = "0", **inputs: Path) -> Path:
+    def made(self, step: str, given: Mapping[str, object], hash_seed: str = "0", /, **inputs: Path) -> Path:
         out, result = self.run(step, given, hash_seed, **inputs)
         assert result.status == 0, result.log
         return out
@@ -156,7 +158,7 @@ def test_a_pickle_and_safetensors_become_the_same_model(bench: Bench, base: Path
         "state['lm_head.weight'] = state['model.embed_tokens.weight']\n"
         "torch.save(state, pickled + '/pytorch_model.bin')\n"
         "for folder in (pickled, shards):\n"
-        "    for name in ('config.json', 'tokenizer.json', 'tokenizer_config.json'): shutil.copy(source + '/' + name, folder)\n"
+        "    for name in ('config', 'tokenizer', 'tokenizer_config'): shutil.copy(f'{source}/{name}.json', folder)\n"
     )
     folders = [tmp_path / "pickled", tmp_path / "shards"]
     for folder in folders:
@@ -219,7 +221,7 @@ def test_a_bad_parameter_is_told_at_once(
     slots = {"finetune": ("base", "data"), "convert": ("model",), "merge": ("base", "adapter"), "import": ("source",)}
     inputs = {slot: TINY / "data" if slot in ("data", "adapter") else base for slot in slots.get(step, ())}
     began = time.monotonic()
-    _, result = bench.run(step, given, **inputs)
+    _, result = bench.run(step, given, "0", **inputs)
     assert result.status == 1
     assert message in str(result.error["message"])
     assert time.monotonic() - began < 2.5, "something heavy was imported first"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import sys
 import tomllib
@@ -11,14 +12,16 @@ from typing import Any
 import pytest
 
 TOOLCHAINS = Path(__file__).resolve().parents[2] / "builder" / "toolchains"
+_spec = importlib.util.spec_from_file_location("toolchain_lock", TOOLCHAINS / "lock.py")
+assert _spec is not None
+assert _spec.loader is not None
+lock = importlib.util.module_from_spec(_spec)
+sys.modules["toolchain_lock"] = lock
+_spec.loader.exec_module(lock)
 FOLDERS = [
     *sorted(path.parent for path in TOOLCHAINS.glob("*/pylock.toml")),
     Path(__file__).with_name("toolchains") / "docopt",
 ]
-
-sys.path.insert(0, str(TOOLCHAINS))
-
-import lock
 
 
 def packages(folder: Path) -> list[dict[str, Any]]:

@@ -129,7 +129,8 @@ def test_encrypted_keys_are_opened_before_any_step_and_only_when_needed(shop, tm
     shop.one(COPY)
     shutil.rmtree(shop.home / "keys")
     (shop.home / "policy.toml").unlink()
-    assert shop.run("init", "--json", INTAGLIO_PASSPHRASE="correct horse").ok().json["encrypted"] is True
+    right = {"INTAGLIO_PASSPHRASE": "correct horse"}
+    assert shop.run("init", "--json", **right).ok().json["encrypted"] is True
     for environment in ({"INTAGLIO_PASSPHRASE": "hunter2"}, {}):
         failed = shop.build(**environment).failed(ExitCode.UNTRUSTED)
         assert failed.json["error"]["hint"]
@@ -208,7 +209,7 @@ def test_without_bubblewrap_what_is_cached_is_still_built(shop, tmp_path):
 def test_an_unknown_recipe_key_is_10_with_file_and_line(shop):
     shop.one(COPY)
     shop.edit("Modelfile.toml", "[image]\n", "[image]\nform = 1\n")
-    shop.edit("Modelfile.toml", 'licence = "Apache-2.0"\n', 'licence = 7\n')
+    shop.edit("Modelfile.toml", 'licence = "Apache-2.0"\n', "licence = 7\n")
     failed = shop.build().failed(ExitCode.RECIPE)
     lines = (shop.recipe / "Modelfile.toml").read_text().splitlines()
     message = failed.json["error"]["message"]
@@ -227,7 +228,7 @@ def test_an_unknown_recipe_key_is_10_with_file_and_line(shop):
         ('from = "make"', 'from = "data"', "'data' is an input, not a step"),
         ("file:data.txt", "https://example.org/x.bin", "not pinned"),
         ("file:data.txt", "file:gone.txt", "missing file"),
-        ('name = "tests/shop"', 'name = "tests/shop"\ntoken = "hf_abcdefghijklmnopqrstuvwxyz0123456789"', "model.token"),
+        ('version = "1.0.0"', 'version = "1.0.0"\ntoken = "hf_abcdefghijklmnopqrstuvwxyz012345"', "model.token"),
         ("[image]", "[image", "Modelfile.toml:"),
     ],
 )

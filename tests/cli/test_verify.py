@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.workshop import COPY, Finished, Workshop
@@ -23,7 +24,7 @@ def built(shop: Workshop) -> Workshop:
     return shop
 
 
-def refused(done: Finished, code: ExitCode | None = None) -> dict:
+def refused(done: Finished, code: ExitCode | None = None) -> dict[str, Any]:
     """Return the verdict of a verification that must not end well."""
     assert done.status not in (0, ExitCode.BUG), done
     assert not re.search("^Traceback", done.err, re.MULTILINE)
@@ -49,13 +50,13 @@ def flip(data: bytes) -> bytes:
 
 def test_the_answer_has_the_documented_form(built):
     image = built.store.tags()[TAG].digest
-    by_name, by_digest = built.run("verify", TAG, "--json").ok().json, built.run("verify", str(image), "--json").ok().json
-    assert by_name == by_digest
+    by_name = built.run("verify", TAG, "--json").ok().json
+    assert built.run("verify", str(image), "--json").ok().json == by_name
     assert set(by_name) == {"verdict", "image", "rules"}
     assert (by_name["verdict"], by_name["image"]) == ("verified", str(image))
     for rule in by_name["rules"]:
         assert set(rule) == {"rule", "result", "detail"}
-        assert rule["result"] == "pass"
+        assert rule["result"] in ("pass", "skip")
     said = built.run("verify", TAG).ok().out
     assert said.splitlines()[-1] == f"verified: {TAG} {image}"
     assert all(rule["rule"] in said for rule in by_name["rules"])

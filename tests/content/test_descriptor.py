@@ -32,7 +32,8 @@ def test_the_form_of_an_image_index_entry_with_empty_annotations_is_read():
     [
         None, [], "x", 1, {},
         {**VALUE, "mediaType": ""}, {**VALUE, "mediaType": None}, {**VALUE, "mediaType": 1},
-        {**VALUE, "size": -1}, {**VALUE, "size": 1.0}, {**VALUE, "size": "1"}, {**VALUE, "size": True}, {**VALUE, "size": None},
+        {**VALUE, "size": -1}, {**VALUE, "size": 1.0}, {**VALUE, "size": "1"}, {**VALUE, "size": True},
+        {**VALUE, "size": None},
         {**VALUE, "digest": "sha256:x"}, {**VALUE, "digest": DIGEST.hex}, {**VALUE, "digest": None},
         {**VALUE, "digest": "sha512:" + "0" * 128},
         {**VALUE, "artifactType": 1}, {**VALUE, "annotations": []}, {**VALUE, "annotations": {"a": 1}},

@@ -14,8 +14,8 @@ from intaglio.digest import ActionKey, Digest
 from intaglio.errors import MachineError
 
 SUBJECT, OTHER = Digest.of(b"subject"), Digest.of(b"other")
-KEY = ActionKey.of(b"action")
-KEYS = [ActionKey.of(str(n).encode()) for n in range(3)]
+KEY = ActionKey(str(Digest.of(b"action")))
+KEYS = [ActionKey(str(Digest.of(str(n).encode()))) for n in range(3)]
 
 
 def manifest(n: int) -> Digest:
@@ -68,7 +68,7 @@ def test_it_is_still_there_when_opened_again(index, tmp_path):
 
 def test_a_transaction_that_fails_changes_nothing(index):
     index.add_referrer(SUBJECT, manifest(1), None)
-    with pytest.raises(RuntimeError), index.transaction():
+    with pytest.raises(RuntimeError), index.transaction():  # noqa: PT012
         index.forget_referrers()
         raise RuntimeError
     assert index.referrers(SUBJECT) == (manifest(1),)
@@ -76,7 +76,7 @@ def test_a_transaction_that_fails_changes_nothing(index):
 
 def test_until_it_was_filled_whole_it_is_fresh(index, tmp_path):
     """Who crashes while it is being filled leaves it to the next."""
-    with pytest.raises(KeyboardInterrupt), index.transaction():
+    with pytest.raises(KeyboardInterrupt), index.transaction():  # noqa: PT012
         index.add_referrer(SUBJECT, manifest(1), None)
         index.filled()
         raise KeyboardInterrupt

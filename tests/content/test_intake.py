@@ -153,8 +153,11 @@ def bad_bytes(folder: Path) -> None:
 @pytest.mark.parametrize("move", [False, True])
 @pytest.mark.parametrize(
     "spoil",
-    [link, link_inside, link_to_folder, dangling, fifo, unix_socket, device, set_uid, set_gid, twins, bad_name, bad_bytes],
-)
+    [
+        link, link_inside, link_to_folder, dangling, fifo, unix_socket, device, set_uid, set_gid, twins, bad_name,
+        bad_bytes,
+    ],
+)  # fmt: skip
 def test_what_is_no_plain_file_is_refused(store, folder, spoil, move):
     spoil(folder)
     with pytest.raises(CorruptContent):
@@ -317,10 +320,10 @@ def test_a_writer_shows_nothing_before_commit(store):
 def test_a_writer_left_without_commit_leaves_nothing(store):
     with store.writer() as writer:
         writer.write(b"x")
-    with pytest.raises(RuntimeError), store.writer() as writer:
+    with pytest.raises(RuntimeError), store.writer() as writer:  # noqa: PT012
         writer.write(b"x")
         raise RuntimeError
-    with pytest.raises(CorruptContent), store.writer(expected=Digest.of(b"y")) as writer:
+    with pytest.raises(CorruptContent), store.writer(expected=Digest.of(b"y")) as writer:  # noqa: PT012
         writer.write(b"x")
         writer.commit()
     assert blobs(store) == set()

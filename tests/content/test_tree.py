@@ -117,7 +117,8 @@ def test_at_most_five_thousand_files_fit_a_manifest():
     "path",
     [
         "", ".", "..", "../x", "a/..", "a/../b", "a/./b", "./a", "/", "/etc/passwd", "//a", "a//b", "a/", "a/b/",
-        "a\0b", "a\\b", "..\\x", "C:\\x", "C:/x", "a:b", "\\\\host\\share", "a\nb", "a\rb", "a\tb", "\x1b[31m", "a\x7fb",
+        "a\0b", "a\\b", "..\\x", "C:\\x", "C:/x", "a:b", "\\\\host\\share", "a\nb", "a\rb", "a\tb", "\x1b[31m",
+        "a\x7fb",
         "a\x85b", "a\u2028b", "a\u2029b", "a\u202eb", "a\u200bb", "a\ufeffb", "a\u00adb", "a.", "a ", "a./b", "a /b",
         "a...", "con", "CON", "nul.txt", "sub/aux", "com1", "LPT9.log", "prn.", "x" * 256, "é" * 128,
         "a/" + "x" * 256, "/".join(["x" * 255] * 5), "a\ud800b", "\udcff",

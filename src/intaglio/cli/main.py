@@ -34,6 +34,7 @@ _COMMANDS: dict[str, str] = {
     "export": "Write an image for other tools.",
     "serve": "Verify an image, then serve it on loopback.",
     "kit": "Carry images into networks without the internet.",
+    "trust": "Use and publish the trusted source of models, data and tools.",
     "key": "Make and show signing keys.",
     "store": "Look after the store.",
 }

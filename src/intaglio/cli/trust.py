@@ -28,7 +28,7 @@ def command() -> None:
       intaglio trust anchor root.json                         whom to trust: from your own side alone
       intaglio trust refresh --url https://trust.example.org
       intaglio trust list
-      intaglio trust show models/acme/base@1.0.0
+      intaglio trust show models/acme/base@1.0.0 --json
 
     \b
     Publishing:

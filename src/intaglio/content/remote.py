@@ -319,6 +319,7 @@ class Repository:
                 moved[0] += count
                 watch.reached(sink.size)
             if answer.length is None and answer.readinto(view[:1]):
+                sink.restart()
                 raise CorruptContent(f"{what}: expected {blob.size} bytes, the registry sends more")
 
     def push_blob(self, blob: Descriptor, path: Path, task: Advances) -> None:
@@ -402,6 +403,9 @@ class Repository:
             404: "check the name and the host",
             413: "the registry takes nothing as large",
         }
+        if answer.status == 400 and said.startswith("DIGEST_INVALID"):
+            # What left here has its digest: it was changed on the way, or the registry lost a race with itself.
+            raise Passing(f"the registry answers {said}")
         raise RegistryError(
             f"{what}: the registry answers {answer.status}" + (f": {said}" if said else ""),
             hint=hints.get(answer.status),

@@ -324,7 +324,8 @@ class Transport:
             return RegistryError(f"{shown(url)}: nothing answers there", hint="check the address; is the registry up?")
         if isinstance(error, TimeoutError):
             return Passing(f"no answer for {self.network.timeout:g} s")
-        return Passing(f"no answer: {type(error).__name__}")
+        why = (error.strerror or str(error)) if isinstance(error, OSError) else ""
+        return Passing(f"no answer: {why[:200] or type(error).__name__}")
 
     def _take(self, where: str) -> _Wire:
         with self._guard:

@@ -127,21 +127,17 @@ class Staging:
 
     def publish(self) -> None:
         """Move everything into the store: the blobs, then the referrers, which the index names first."""
-        names = sorted(os.listdir(self._folder))
-        for digest in (Digest.from_hex(name) for name in names):
-            if digest not in self._referrers:
-                self._publish(digest)
+        staged = [Digest.from_hex(name) for name in sorted(os.listdir(self._folder))]
+        blobs = [digest for digest in staged if digest not in self._referrers]
+        # Side by side: the disk brings many files to rest at once as fast as one.
+        list(self._flusher.map(lambda digest: _sync(self._folder / digest.hex), blobs))
+        for digest in blobs:
+            os.rename(self._folder / digest.hex, self._store.path(digest))
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._store.partial(digest))
         _sync(self._store.path(Digest.of(b"")).parent)
         for digest in sorted(self._referrers):
             self._store.put_referrer(self.read(digest, what=f"referrer {digest.short}"), ())
-
-    def _publish(self, digest: Digest) -> None:
-        staged = self._folder / digest.hex
-        with open(staged, "rb") as stream:
-            os.fsync(stream.fileno())
-        os.rename(staged, self._store.path(digest))
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self._store.partial(digest))
 
     def discard(self) -> None:
         """Remove everything that came in, also what another run could have gone on with: it was refused."""
@@ -247,7 +243,8 @@ class Incoming:
                 f"expected {self._blob.digest} of {self._blob.size} bytes, found {found} of {size} bytes"
             )
         self._settle()
-        os.fsync(self._fd)
+        if self._size >= _FLUSH:
+            os.fsync(self._fd)  # now, beside what others are still fetching
         os.fchmod(self._fd, 0o444)
         with contextlib.suppress(FileExistsError):
             os.link(self._partial, self._target)
@@ -259,8 +256,9 @@ class Incoming:
             self._flushing = None
 
 
-def _sync(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+def _sync(path: Path) -> None:
+    """Bring a file, or a folder's names, to disk."""
+    fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
     finally:

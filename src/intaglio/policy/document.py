@@ -138,8 +138,17 @@ def parse(data: bytes, *, what: str = "policy", keys: Mapping[str, PublicKey] | 
     Raises:
         NotVerifiable: it is not such a policy; the message lists every mistake.
     """
+    return interpret(toml(data, what), what=what, keys=keys)
+
+
+def interpret(document: Table, *, what: str = "policy", keys: Mapping[str, PublicKey] | None = None) -> Policy:
+    """Return the policy in a TOML document that was read already; otherwise as :func:`parse`.
+
+    Raises:
+        NotVerifiable: it is no policy; the message lists every mistake.
+    """
     reader = Reader()
-    document = reader.table(dict(toml(data, what)), "", TOP)
+    reader.table(document, "", TOP)
     if type(document.get("version")) is not int or document["version"] != VERSION:
         reader.fault("version", f"expected {VERSION}, found {show(document.get('version'))}")
     known = dict(keys) if keys is not None else _keys(reader, document.get("keys"))

@@ -327,7 +327,7 @@ class Repository:
             metadata.require_current(signed, what, now)
         self._check_out(out)
         top_bytes = self._settle(top)
-        shot = Snapshot(spec_version=SPECIFICATION, version=self._next(Snapshot), expires=self._expiry("snapshot", now))
+        shot = Snapshot(self._next(Snapshot), SPECIFICATION, self._expiry("snapshot", now))
         shot.meta = {"targets.json": _describe(top.signed.version, top_bytes)}
         shot_bytes = self._sign_online(Metadata(shot), root.signed, online["snapshot"])
         stamp = Timestamp(

@@ -62,7 +62,7 @@ def running(
     port = _free_port()
     text = f"""version: 0.1
 log: {{level: error, accesslog: {{disabled: true}}}}
-storage: {{filesystem: {{rootdirectory: "{folder / 'data'}"}}, delete: {{enabled: true}}}}
+storage: {{filesystem: {{rootdirectory: "{folder / "data"}"}}, delete: {{enabled: true}}}}
 http:
   addr: 127.0.0.1:{port}
   secret: no-secret
