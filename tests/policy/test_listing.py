@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
+
+from tests.images import Draft, claim, policy_text
+from tests.trust import sources
+from tests.trust.sources import NOW
 
 from intaglio.digest import Digest
+from intaglio.policy.document import parse
 from intaglio.policy.listing import Listed, SourceListing
+from intaglio.trust.statement import Dependency
 from intaglio.trust.target import Name, Status, Target
+from intaglio.trust.tuf import TrustedSource, refresh, set_anchor
+from intaglio.verify import verify_layout
 
 
 def target(version: str, content: bytes, status: Status = "active", reason: str | None = None) -> Target:
@@ -41,3 +51,34 @@ def test_content_that_was_yanked_under_one_name_is_yanked() -> None:
         found = SourceListing(Source(*order)).lookup(Digest.of(b"same"))
         assert found is not None
         assert (found.status, found.reason) == ("yanked", "poisoned")
+
+
+# --- a real one -------------------------------------------------------------------------------------------------------
+
+
+def verified(home: Path, layout: Path, later: timedelta) -> tuple[str, int, set[str]]:
+    """Return verdict, exit code and failing rules under what is kept below ``home`` some time later."""
+    rules = parse(f'{policy_text()}\n[source]\nrequired = true\n[freshness]\nmax_age = "30d"\n'.encode())
+    report = verify_layout(layout, rules, listing=SourceListing(TrustedSource.load(home, NOW + later)))
+    return report.verdict, report.exit_code, {rule.rule for rule in report.rules if rule.result == "fail"}
+
+
+def test_an_image_under_a_real_trusted_source(tmp_path: Path) -> None:
+    base, other = sources.tree(), sources.tree("other")
+    draft = Draft()
+    made_of = [Dependency("input:base", base.digest, "origin"), Dependency("toolchain:x", other.digest, "toolchain")]
+    draft.claims = [claim(draft.builder, "convert", draft.tree, made_of)]
+    draft.sign().write(tmp_path / "layout")
+    layout, home = tmp_path / "layout", tmp_path / "home"
+    source = sources.Source().add()
+    set_anchor(home, source.anchor)
+    refresh(home, sources.MemoryMirror(source.publish()), NOW)
+    assert verified(home, layout, timedelta(0)) == ("refused", 23, {"source"})  # the toolchain is not listed
+    toolchain = sources.target("toolchains/acme/train@1", other)
+    source.add(toolchain, other)
+    refresh(home, sources.MemoryMirror(source.publish()), NOW)
+    assert verified(home, layout, timedelta(days=30)) == ("verified", 0, set())
+    assert verified(home, layout, timedelta(days=31)) == ("stale", 24, {"freshness"})
+    source.add(replace(toolchain, status="yanked", reason="its compiler was tampered with"), other)
+    refresh(home, sources.MemoryMirror(source.publish()), NOW)
+    assert verified(home, layout, timedelta(0)) == ("refused", 23, {"source"})

@@ -9,8 +9,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from intaglio.build.action import Action
 from intaglio.content.descriptor import Descriptor
@@ -36,6 +36,8 @@ class Circumstances:
     sandbox: str
     """``bubblewrap``, or ``builtin`` for what the engine does itself."""
     dependencies: tuple[Dependency, ...]
+    trust: Mapping[str, int] = field(default_factory=dict)
+    """Versions of the trusted source's roles, where an input is a name of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,7 @@ def make(action: Action, output: Descriptor, about: Circumstances, key: PrivateK
             "host": dict(action.host),
             "reproducible": about.reproducible,
             "sandbox": about.sandbox,
+            **({"trust": dict(about.trust)} if about.trust else {}),
         },
         dependencies=[dependency.to_json() for dependency in about.dependencies],
     )

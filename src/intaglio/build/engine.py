@@ -12,10 +12,11 @@ from __future__ import annotations
 import shlex
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from intaglio.build import claim, image, release
 from intaglio.build.action import ASSEMBLE, Action
@@ -23,7 +24,7 @@ from intaglio.build.claim import Circumstances, Claim
 from intaglio.build.plan import Plan, PlannedStep
 from intaglio.build.runner import Runner
 from intaglio.build.stamps import Stamps
-from intaglio.content.descriptor import MANIFEST_TYPE, Descriptor
+from intaglio.content.descriptor import EMPTY, MANIFEST_TYPE, Descriptor
 from intaglio.content.layout import Store
 from intaglio.content.modelpack import MODEL_TYPE, ModelImage
 from intaglio.content.tree import Tree
@@ -34,6 +35,9 @@ from intaglio.recipe.sources.interface import resolve
 from intaglio.trust.cosign import lineage_referrer, signature_referrers
 from intaglio.trust.key import PrivateKey, PublicKey
 from intaglio.trust.statement import Dependency
+
+if TYPE_CHECKING:
+    from intaglio.trust.tuf import TrustedSource
 
 IMAGE_STEP = "image"
 """The name under which assembling the image is reported."""
@@ -96,8 +100,20 @@ class Engine:
         *,
         offline: bool,
         replay: str = "intaglio replay",
+        trusted: Callable[[], TrustedSource] | None = None,
     ) -> None:
-        """``replay``: the command that, with recipe and step behind it, runs a step again; shown when one fails."""
+        """Prepare the build of ``plan``.
+
+        Args:
+            plan: what to build.
+            store: where everything is kept.
+            signers: the keys.
+            progress: where the work is shown.
+            offline: whether no network may be asked.
+            replay: the command that, with recipe and step behind it, runs a step again; shown when one fails.
+            trusted: opens the trusted source, for inputs that are names of it.
+        """
+        self._trusted = trusted
         self._plan = plan
         self._store = store
         self._signers = signers
@@ -116,6 +132,7 @@ class Engine:
             Error: as the parts that are used say.
         """
         self._check_files()
+        self._store.put(EMPTY)  # what every manifest of ours names as its config
         self._steps()
         assembled, result = self._assemble()
         referrers = self._sign(assembled)
@@ -136,7 +153,9 @@ class Engine:
         """Return the tree of an input, fetched if it is not in the store and ``fetch`` asks for it."""
         item, pin = self._plan.recipe.inputs[name], self._plan.origins[name]
         stamps = Stamps(self._store.index)
-        source = resolve(item.uri, self._plan.recipe.folder, name=name, digest=item.digest, stats=stamps)
+        source = resolve(
+            item.uri, self._plan.recipe.folder, name=name, digest=item.digest, stats=stamps, trusted=self._trusted
+        )
         if item.uri.startswith("file:"):
             return source.fetch(self._store, expected=pin.tree, progress=self._progress, offline=self._offline)
         if self._store.has_tree(pin.tree):
@@ -258,8 +277,15 @@ class Engine:
         return (*inputs, program, chain)
 
     def _about(self, name: str, planned: PlannedStep, dependencies: tuple[Dependency, ...]) -> Circumstances:
+        named = any(one.kind == "origin" and ":" not in (one.uri or ":") for one in dependencies)
         return Circumstances(
-            self._title, name, planned.step.uses, planned.step.reproducible, "bubblewrap", dependencies
+            recipe=self._title,
+            step=name,
+            uses=planned.step.uses,
+            reproducible=planned.step.reproducible,
+            sandbox="bubblewrap",
+            dependencies=dependencies,
+            trust=self._plan.trust if named else {},
         )
 
     def _record(self, action: Action, output: Descriptor, about: Circumstances) -> Claim:
@@ -304,16 +330,17 @@ class Engine:
     def _has_image(self, digest: Digest) -> bool:
         """Return whether manifest and config are there; the layers are the last step's output."""
         try:
-            config = ModelImage.parse(self._store.read(digest, what="image"), "image").config
+            image = ModelImage.parse(self._store.read(digest, what="image"), "image")
+            self._store.read(image.config.digest, what="config")
         except VerificationError:
             return False
-        return self._store.has(config.digest, config.size)
+        return True
 
     def _sign(self, assembled: Descriptor) -> tuple[Descriptor, ...]:
         """Give the image its lineage and release signatures, unless it has these very ones; return its referrers."""
         upstream = [self._state.claims[name].bundle for name in self._plan.needed()]
         lineage = lineage_referrer(assembled, upstream)
-        if not self._store.has(lineage.digest):
+        if not all(map(self._store.holds, (lineage.manifest, *lineage.blobs))):
             self._store.put_referrer(lineage.manifest, lineage.blobs)
         public = self._signers.release_public
         tree = self._store.tree(self._state.outputs[self._plan.recipe.image.source])

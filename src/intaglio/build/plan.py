@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from intaglio.build import interpreter, toolchain
@@ -61,6 +61,8 @@ class Plan:
     origins: Mapping[str, Pin]
     steps: Mapping[str, PlannedStep]
     """Each stands after those that it reads."""
+    trust: Mapping[str, int] = field(default_factory=dict)
+    """Versions of the trusted source's roles that the lock records."""
 
     def needed(self) -> tuple[str, ...]:
         """Return the steps that the image needs, in order."""
@@ -95,7 +97,7 @@ def make(recipe: Recipe, lock: Lock | None, store: Store, *, strict: bool, note:
         )
     for line in lines:
         note(f"{line}; building with what is here (`intaglio update` records it, --locked refuses it)")
-    return Plan(recipe, {name: pins.inputs[name].pin for name in recipe.inputs}, steps)
+    return Plan(recipe, {name: pins.inputs[name].pin for name in recipe.inputs}, steps, pins.trust)
 
 
 def toolchains(recipe: Recipe) -> dict[str, Digest]:

@@ -40,8 +40,10 @@ def _form(
     store: Store, referrer: Descriptor, image: Descriptor, signed: Iterable[Statement], key: PublicKey
 ) -> str | None:
     what = f"referrer {referrer.digest.short}"
-    layer = Link.parse(store.read(referrer.digest, what=what), what).layers[0]
+    link = Link.parse(store.read(referrer.digest, what=what), what)
+    layer = link.layers[0]
     data = store.read(layer.digest, what=what)
+    store.read(link.config.digest, what=what)  # other tools want it, too
     if layer.media_type == SIMPLE_SIGNING_TYPE:
         open_cosign(layer, data, image.digest, [key], what=what)
         return SIMPLE_SIGNING_TYPE

@@ -44,7 +44,15 @@ def command(setting: Setting, recipe: str, tag: str | None, offline: bool, locke
     setting.store.sweep()
     plan = make(parsed, lock.read(parsed.folder / lock.FILE), setting.store, strict=locked, note=setting.progress.note)
     name = f"{parsed.model.name}:{parsed.model.version}" if tag is None else tag
-    engine = Engine(plan, setting.store, keys, setting.progress, offline=offline, replay=setting.command("replay"))
+    engine = Engine(
+        plan,
+        setting.store,
+        keys,
+        setting.progress,
+        offline=offline,
+        replay=setting.command("replay"),
+        trusted=setting.trusted,
+    )
     result = engine.build(name)
     setting.emit(_document(result), _summary(result, time.monotonic() - started))
 

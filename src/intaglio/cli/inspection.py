@@ -92,7 +92,7 @@ def inputs_of(setting: Setting, inspection: Inspection, step: str) -> dict[str, 
             trees[slot] = setting.store.tree(output)
             continue
         item, pin = recipe.inputs[source], inspection.plan.origins[source]
-        origin = resolve(item.uri, recipe.folder, name=source, digest=item.digest)
+        origin = resolve(item.uri, recipe.folder, name=source, digest=item.digest, trusted=setting.trusted)
         trees[slot] = origin.fetch(setting.store, expected=pin.tree, progress=setting.progress, offline=False)
     return trees
 

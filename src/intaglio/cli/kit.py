@@ -36,7 +36,13 @@ def command() -> None:
 @click.option("--toolchains", is_flag=True, help="Take the toolchains' wheels along, for the same.")
 @options
 def export(setting: Setting, reference: str, output: Path, inputs: bool, toolchains: bool) -> None:
-    """Write REF with its signatures, claims and lineage into one file."""
+    """Write REF with its signatures, claims and lineage into one file.
+
+    \b
+    Examples:
+      intaglio kit export examples/helpdesk:1.0.0 -o helpdesk.kit
+      intaglio kit export examples/helpdesk:1.0.0 -o helpdesk.kit --inputs --toolchains
+    """
     from intaglio.build import kits
     from intaglio.content import kit
 
@@ -63,7 +69,13 @@ def export(setting: Setting, reference: str, output: Path, inputs: bool, toolcha
 @click.option("--policy", type=click.Path(path_type=Path), help="Verify against this policy instead of the home's.")
 @options
 def verify(setting: Setting, file: Path, policy: Path | None) -> int:
-    """Verify the kit FILE against the policy of this side; nothing is kept."""
+    """Verify the kit FILE against the policy of this side; nothing is kept.
+
+    \b
+    Examples:
+      intaglio kit verify helpdesk.kit
+      intaglio kit verify helpdesk.kit --policy policy.toml --json
+    """
     from intaglio.cli.verify import describe
 
     with setting.store.scratch("kit") as scratch:
@@ -78,7 +90,13 @@ def verify(setting: Setting, file: Path, policy: Path | None) -> int:
 @click.option("--tag", help="Name of the image here; default: the one in the kit.")
 @options
 def import_(setting: Setting, file: Path, policy: Path | None, tag: str | None) -> None:
-    """Verify the kit FILE, then take it into the store; what does not verify leaves nothing behind."""
+    """Verify the kit FILE, then take it into the store; what does not verify leaves nothing behind.
+
+    \b
+    Examples:
+      intaglio kit import helpdesk.kit
+      intaglio kit import helpdesk.kit --tag team/helpdesk:1.0.0
+    """
     from intaglio.content import kit
 
     store = setting.store
@@ -110,5 +128,7 @@ def _checked(setting: Setting, file: Path, folder: Path, policy: Path | None) ->
             unpacked = kit.read(source, folder, progress=setting.progress, total=os.fstat(source.fileno()).st_size)
     except FileNotFoundError:
         raise NotVerifiable(f"{file}: expected a kit, found none") from None
-    report = verifier.verify_layout(folder, rules, image=unpacked.about.image, progress=setting.progress)
+    report = verifier.verify_layout(
+        folder, rules, image=unpacked.about.image, listing=setting.listing(), progress=setting.progress
+    )
     return unpacked, report

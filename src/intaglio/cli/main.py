@@ -33,8 +33,12 @@ _COMMANDS: dict[str, str] = {
     "verify": "Check every byte, signature and claim of an image against your policy.",
     "export": "Write an image for other tools.",
     "serve": "Verify an image, then serve it on loopback.",
+    "push": "Send an image with its proofs to a registry.",
+    "pull": "Bring an image from a registry; nothing is visible before it verifies.",
+    "login": "Keep a registry's credentials.",
     "kit": "Carry images into networks without the internet.",
     "trust": "Use and publish the trusted source of models, data and tools.",
+    "policy": "Read policies, and try them against their cases.",
     "key": "Make and show signing keys.",
     "store": "Look after the store.",
 }

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from intaglio.build.plan import toolchains
 from intaglio.build.stamps import Stamps
 from intaglio.cli.setting import Setting
 from intaglio.recipe import lock as locks
+from intaglio.recipe.modelfile import Recipe
 from intaglio.recipe.sources.hf import current_revision
-from intaglio.recipe.sources.interface import Pin, resolve
+from intaglio.recipe.sources.interface import Pin, Source, resolve
+from intaglio.recipe.sources.trusted import TrustedInput
 
 
 def pin(setting: Setting, path: str, names: tuple[str, ...], *, offline: bool) -> None:
@@ -21,9 +25,11 @@ def pin(setting: Setting, path: str, names: tuple[str, ...], *, offline: bool) -
     for name in dict.fromkeys((*locks.to_fetch(wanted, old), *(name for name in names if name in recipe.inputs))):
         item = recipe.inputs[name]
         stamps = Stamps(setting.store.index)
-        source = resolve(item.uri, recipe.folder, name=name, digest=item.digest, stats=stamps)
+        source = resolve(item.uri, recipe.folder, name=name, digest=item.digest, stats=stamps, trusted=setting.trusted)
         pins[name] = Pin.of(source.fetch(setting.store, expected=None, progress=setting.progress, offline=offline))
     new = locks.update(wanted, old, names, pins) if names else locks.complete(wanted, old, pins)
+    if any(isinstance(_source(recipe, name), TrustedInput) for name in pins):
+        new = replace(new, trust=setting.trusted().versions())
     moves = locks.moves(old, new)
     if moves or not file.exists():
         locks.write(file, new)
@@ -36,6 +42,10 @@ def pin(setting: Setting, path: str, names: tuple[str, ...], *, offline: bool) -
             f"{move.kind} {move.name}: stays at {move.old}; here is {move.new} (intaglio update {path} {move.name})"
         )
     setting.emit({"lock": str(file), "changes": changes}, "\n".join(lines) or f"{file}: nothing to change")
+
+
+def _source(recipe: Recipe, name: str) -> Source:
+    return resolve(recipe.inputs[name].uri, recipe.folder, name=name, digest=recipe.inputs[name].digest)
 
 
 def _text(value: object) -> str | None:

@@ -48,7 +48,9 @@ def command(
 
     store = setting.existing_store
     image = store.resolve(reference)
-    report = verify.verify_image(store, image, setting.policy(policy), progress=setting.progress).require()
+    report = verify.verify_image(
+        store, image, setting.policy(policy), listing=setting.listing(), progress=setting.progress
+    ).require()
     setting.progress.note(f"verified {reference} {image}: {sum(rule.result == 'pass' for rule in report.rules)} rules")
     with store.scratch("serve") as scratch:
         service = serving.prepare(

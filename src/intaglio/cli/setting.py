@@ -19,10 +19,12 @@ from intaglio.errors import MachineError, NotVerifiable
 if TYPE_CHECKING:
     from intaglio.content.layout import Store
     from intaglio.policy.document import Policy
+    from intaglio.policy.listing import Listing
     from intaglio.progress import Progress
     from intaglio.recipe.modelfile import Recipe
     from intaglio.trust.key import PrivateKey, PublicKey
     from intaglio.trust.keyring import PassphraseSource
+    from intaglio.trust.tuf import TrustedSource
 
 HOME = "INTAGLIO_HOME"
 POLICY_NAME = "policy.toml"
@@ -89,6 +91,28 @@ class Setting:
         from intaglio.policy import document
 
         return document.load(path or self.policy_path)
+
+    def trusted(self) -> TrustedSource:
+        """Return the trusted source as it was last fetched; no network is asked."""
+        from datetime import UTC, datetime
+
+        from intaglio.trust.tuf import TrustedSource
+
+        return TrustedSource.load(self.home, datetime.now(UTC))
+
+    def listing(self) -> Listing | None:
+        """Return what the trusted source of this side lists; nothing where there is no anchor or nothing was fetched.
+
+        Raises:
+            VerificationError: there is a source, and it does not verify.
+        """
+        from intaglio.trust.kept import ANCHOR, FOLDER, STATE
+
+        if not (self.home / ANCHOR).exists() or not (self.home / FOLDER / STATE).exists():
+            return None
+        from intaglio.policy.listing import SourceListing
+
+        return SourceListing(self.trusted())
 
     def passphrases(self) -> PassphraseSource:
         """Return where passphrases come from: file, environment, or a person at a terminal."""

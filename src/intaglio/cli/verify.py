@@ -35,16 +35,18 @@ def command(setting: Setting, reference: str, policy: Path | None, files: Path |
     """
     from intaglio import verify
 
-    rules = setting.policy(policy)
+    rules, listing = setting.policy(policy), setting.listing()
     place = Path(reference)
     if files is not None:
         store = setting.existing_store
-        report = verify.verify_folder(store, store.resolve(reference), files, rules, progress=setting.progress)
+        report = verify.verify_folder(
+            store, store.resolve(reference), files, rules, listing=listing, progress=setting.progress
+        )
     elif (place / "oci-layout").is_file():
-        report = verify.verify_layout(place, rules, progress=setting.progress)
+        report = verify.verify_layout(place, rules, listing=listing, progress=setting.progress)
     else:
         store = setting.existing_store
-        report = verify.verify_image(store, store.resolve(reference), rules, progress=setting.progress)
+        report = verify.verify_image(store, store.resolve(reference), rules, listing=listing, progress=setting.progress)
     setting.emit(report.to_json(), describe(report, reference))
     return int(report.exit_code)
 

@@ -127,11 +127,15 @@ class Store:
             )
         return data
 
+    def holds(self, data: bytes) -> bool:
+        """Return whether ``data`` is there, byte for byte."""
+        digest = Digest.of(data)
+        return self.has(digest, len(data)) and self.path(digest).read_bytes() == data
+
     def put(self, data: bytes) -> Digest:
         """Store ``data`` and return its digest; an intact copy that is there already is kept."""
         digest = Digest.of(data)
-        target = self.path(digest)
-        if self.has(digest, len(data)) and target.read_bytes() == data:
+        if self.holds(data):
             return digest
         with self.writer(expected=digest) as writer:
             writer.write(data)

@@ -49,6 +49,9 @@ LOCKFILE = Table(
             ),
             "Inputs by name.",
         ),
+        "trust": Key(
+            Named(Number(whole=True, minimum=1)), "Versions of the trusted source's roles, as they were read."
+        ),
         "programs": Key(Named(_TREE), "Step programs by name."),
         "toolchains": Key(Named(_TREE), "Toolchains by name."),
     }
@@ -71,6 +74,8 @@ class Lock:
     inputs: Mapping[str, InputPin] = field(default_factory=dict)
     programs: Mapping[str, Digest] = field(default_factory=dict)
     toolchains: Mapping[str, Digest] = field(default_factory=dict)
+    trust: Mapping[str, int] = field(default_factory=dict)
+    """Versions of the trusted source's roles when a name of it was last pinned; empty where none is used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +128,7 @@ def complete(wanted: Wanted, lock: Lock, pins: Mapping[str, Pin]) -> Lock:
         {name: fresh.get(name) or lock.inputs[name] for name in wanted.inputs},
         {name: lock.programs.get(name, digest) for name, digest in wanted.programs.items()},
         {name: lock.toolchains.get(name, digest) for name, digest in wanted.toolchains.items()},
+        lock.trust,
     )
 
 
@@ -142,6 +148,7 @@ def update(wanted: Wanted, lock: Lock, names: Iterable[str], pins: Mapping[str, 
         base.inputs,
         {name: wanted.programs[name] if name in chosen else digest for name, digest in base.programs.items()},
         {name: wanted.toolchains[name] if name in chosen else digest for name, digest in base.toolchains.items()},
+        lock.trust,
     )
 
 
@@ -213,6 +220,8 @@ def render(lock: Lock) -> str:
     for name, entry in sorted(lock.inputs.items()):
         lines += ["", f"[inputs.{_key(name)}]", f"uri = {_text(entry.uri)}", f'tree = "{entry.pin.tree}"']
         lines += [f"size = {entry.pin.size}", f"files = {entry.pin.files}"]
+    if lock.trust:
+        lines += ["", "[trust]", *(f"{role} = {version}" for role, version in sorted(lock.trust.items()))]
     for title, trees in (("programs", lock.programs), ("toolchains", lock.toolchains)):
         for name, digest in sorted(trees.items()):
             lines += ["", f"[{title}.{_key(name)}]", f'tree = "{digest}"']
@@ -242,7 +251,7 @@ def parse(text: str, path: Path) -> Lock:
         {name: Digest.parse(entry["tree"]) for name, entry in values.get(section, {}).items()}
         for section in ("programs", "toolchains")
     )
-    return Lock(inputs, programs, toolchains)
+    return Lock(inputs, programs, toolchains, values.get("trust", {}))
 
 
 _REMAKE = "the lock is generated: take it from version control, or remove it and run intaglio lock"

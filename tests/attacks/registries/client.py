@@ -54,5 +54,10 @@ def pull(
 
 def is_untouched(store: Store) -> bool:
     """Return whether nothing at all is to be seen in the store: no blob, no name, no referrer."""
+    return is_untouched_but_for_staging(store) and not list((store.root / "tmp").iterdir())
+
+
+def is_untouched_but_for_staging(store: Store) -> bool:
+    """Return the same while a pull is under way, which has a folder of its own."""
     names = list((store.root / "blobs" / "sha256").iterdir())
-    return not names and not store.tags() and store.rebuild_index() == 0 and not list((store.root / "tmp").iterdir())
+    return not names and not store.tags() and store.rebuild_index() == 0

@@ -7,9 +7,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from intaglio.content.layout import Store
 from intaglio.content.tree import Tree
@@ -17,8 +18,13 @@ from intaglio.digest import Digest
 from intaglio.errors import CorruptContent, NotVerifiable, RecipeError, SourceUnreachable
 from intaglio.progress import Progress
 
+if TYPE_CHECKING:
+    from intaglio.trust.tuf import TrustedSource
+
 SCHEMES = ("file", "https", "pypi", "hf")
-"""The kinds of address there are."""
+"""The kinds of address there are, beside names of the trusted source."""
+TRUSTED_KINDS = ("models", "datasets")
+"""What a name of the trusted source begins with, where it can be an input."""
 
 
 class BadUri(RecipeError):
@@ -95,6 +101,7 @@ def resolve(
     name: str | None = None,
     digest: Digest | None = None,
     stats: StatCache | None = None,
+    trusted: Callable[[], TrustedSource] | None = None,
 ) -> Source:
     """Return the source that ``uri`` addresses; nothing is read or asked.
 
@@ -104,14 +111,21 @@ def resolve(
         name: the input's name, for hints.
         digest: what the recipe promises: of the file for ``https:``, of the tree otherwise.
         stats: where ``file:`` remembers digests; ``None`` hashes anew each time.
+        trusted: opens the trusted source, for names such as ``models/org/name@version``.
 
     Raises:
         BadUri: no source understands ``uri``, or a digest is missing where it must be promised.
     """
     _refuse_secrets(uri)
     scheme, colon, rest = uri.partition(":")
+    if not colon and uri.partition("/")[0] in TRUSTED_KINDS:
+        from intaglio.recipe.sources.trusted import TrustedInput
+
+        return TrustedInput.parse(uri, folder, name, trusted)
     if not colon or not rest:
-        raise BadUri(f"expected an address such as file:data.jsonl or hf:org/name@revision, found {uri!r}")
+        raise BadUri(
+            f"expected an address such as file:data.jsonl, hf:org/name@revision or models/org/name@1, found {uri!r}"
+        )
     if scheme == "file":
         from intaglio.recipe.sources.file import FileSource
 

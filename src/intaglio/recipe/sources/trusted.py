@@ -1,0 +1,78 @@
+"""``models/org/name@version`` — a name of the trusted source, which says its digest and where its files can be had.
+
+- The name means what the trusted source says, verified from the anchor on this side; without one it means nothing.
+- What the source does not list, or has yanked, is refused when it is pinned.
+- Origins are hints: whatever they give is compared with the digest that the source signed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from intaglio.content.layout import Store
+from intaglio.content.tree import Tree
+from intaglio.digest import Digest
+from intaglio.errors import Error, NotVerifiable, UsageError
+from intaglio.progress import Progress
+from intaglio.recipe.sources.interface import BadUri, changed, offline_refusal, present, resolve, unreachable
+from intaglio.trust.target import Name
+from intaglio.trust.tuf import TrustedSource
+
+
+@dataclass(frozen=True, slots=True)
+class TrustedInput:
+    """A name of the trusted source."""
+
+    uri: str
+    target: Name
+    folder: Path
+    name: str | None = None
+    """The input's, for hints."""
+    source: Callable[[], TrustedSource] | None = None
+    """Opens the trusted source of this side; ``None`` where names are only read."""
+
+    @classmethod
+    def parse(
+        cls, uri: str, folder: Path, name: str | None, source: Callable[[], TrustedSource] | None
+    ) -> TrustedInput:
+        """Return the source that ``uri`` names.
+
+        Raises:
+            BadUri: it is no name with a version.
+        """
+        try:
+            return cls(uri, Name.parse(uri), folder, name, source)
+        except UsageError as error:
+            raise BadUri(error.message, hint=error.hint) from None
+
+    def fetch(self, store: Store, *, expected: Digest | None, progress: Progress, offline: bool) -> Tree:
+        """Bring the files into ``store``: see :meth:`Source.fetch`.
+
+        Raises:
+            PolicyRefusal: the trusted source does not list the name, or has yanked it.
+            NotVerifiable: there is no trusted source on this side.
+        """
+        stored = present(store, expected)
+        if stored is not None:
+            return stored
+        if self.source is None:
+            raise NotVerifiable(f"{self.uri}: no trusted source to ask", hint="intaglio trust refresh")
+        target = self.source().target(self.target.path).require_active()
+        if expected is not None and target.digest != expected:
+            raise changed(self.uri, self.name, expected, target.digest)
+        stored = present(store, target.digest)
+        if stored is not None:
+            return stored
+        if offline:
+            raise offline_refusal(self.uri, self.name)
+        problems: list[Error] = []
+        for origin in target.origins:
+            try:
+                found = resolve(origin, self.folder, name=self.name)
+                return found.fetch(store, expected=target.digest, progress=progress, offline=False)
+            except Error as error:
+                problems.append(error)
+        said = "; ".join(error.message for error in problems) or "the trusted source names no origin"
+        raise unreachable(self.uri, f"none of its origins gives {target.digest}: {said}")
