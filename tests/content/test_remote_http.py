@@ -94,10 +94,10 @@ def test_a_body_left_unread_is_not_taken_for_the_next_answer(registry: Registry,
     assert not transport._idle.get(origin(registry.url))
 
 
-@pytest.mark.parametrize("chunked", [False, True])
-def test_a_large_body_comes_whole(registry: Registry, transport: Transport, chunked: bool) -> None:
+@pytest.mark.parametrize(("chunked", "connection"), [(False, "keep-alive"), (True, "keep-alive"), (False, "close")])
+def test_a_large_body_comes_whole(registry: Registry, transport: Transport, chunked: bool, connection: str) -> None:
     body = bytes(range(256)) * 4096
-    registry.tamper = lambda asked, reply: Reply(200, body, chunked=chunked)
+    registry.tamper = lambda asked, reply: Reply(200, body, {"Connection": connection}, chunked=chunked)
     with transport.open(Request("GET", f"{registry.url}/v2/")) as answer:
         assert answer.length == (None if chunked else len(body))
         view = memoryview(bytearray(1000))
@@ -105,7 +105,7 @@ def test_a_large_body_comes_whole(registry: Registry, transport: Transport, chun
         while count := answer.readinto(view):
             found += view[:count]
     assert bytes(found) == body
-    assert len(transport._idle[origin(registry.url)]) == 1
+    assert len(transport._idle.get(origin(registry.url), [])) == (connection == "keep-alive")
 
 
 def test_a_small_body_has_a_bound(registry: Registry, transport: Transport) -> None:

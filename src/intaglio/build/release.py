@@ -28,7 +28,11 @@ def is_released(store: Store, image: Descriptor, files: Iterable[tuple[str, Dige
     """Return whether ``key`` signed ``image``, and its ``files``, in every form: cosign's two, and Model Signing."""
     signed = (cosign_statement(image.digest), model_signing_statement("", files))
     found = set()
-    for referrer in store.referrers(image.digest):
+    try:
+        referrers = store.referrers(image.digest)
+    except VerificationError:  # signing again makes it anew
+        return False
+    for referrer in referrers:
         try:
             found.add(_form(store, referrer, image, signed, key))
         except VerificationError:

@@ -32,7 +32,10 @@ def command(setting: Setting, host: str, username: str | None, password_stdin: b
     from intaglio.content.remote import Repository
     from intaglio.errors import UsageError
 
-    place = Reference.parse(f"{host}/login")
+    try:
+        place = Reference.parse(f"{host}/login")
+    except UsageError:
+        raise UsageError(f"{host!r} is not a registry's host", hint="as in registry.example.com:5000") from None
     if password_stdin:
         if not username:
             raise UsageError("expected --username with --password-stdin")

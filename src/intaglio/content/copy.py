@@ -8,7 +8,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+import contextlib
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 
@@ -18,8 +19,9 @@ from intaglio.content.descriptor import MANIFEST_TYPE, Descriptor
 from intaglio.content.layout import Store
 from intaglio.content.modelpack import MODEL_TYPE, ModelImage
 from intaglio.content.reference import Reference
-from intaglio.content.remote import Advances, Repository
+from intaglio.content.remote import Repository
 from intaglio.content.remote_referrers import MAX_REFERRERS, Attached
+from intaglio.content.remote_transfer import Advances
 from intaglio.content.staging import Staging
 from intaglio.digest import Digest
 from intaglio.errors import CorruptContent, NotVerifiable, VerificationError
@@ -72,10 +74,7 @@ def push(store: Store, image: Digest, repository: Repository, tag: str, progress
     manifest = store.read(image, what=what)
     described = Descriptor(MANIFEST_TYPE, image, len(manifest))
     parts = remote_referrers.parts_of(strictjson.parse_object(manifest, what=what), what)
-    attached = [
-        Attached.parse(store.read(one.digest, what="referrer"), described, f"referrer {one.digest.short}")
-        for one in store.referrers(image)
-    ]
+    attached = list(_referrers(store, described))
     blobs = {part.digest: part for part in (*parts, *(part for one in attached for part in one.parts))}
     for blob in blobs.values():
         if not store.has(blob.digest):
@@ -93,6 +92,14 @@ def push(store: Store, image: Digest, repository: Repository, tag: str, progress
     remote_referrers.attach(repository, described, attached)
     repository.put_manifest(tag, manifest)
     return Transfer(image, f"{repository.reference}:{tag}", moved, skipped)
+
+
+def _referrers(store: Store, image: Descriptor) -> Iterator[Attached]:
+    """Yield what refers to ``image``; what is malformed is a stranger's, here as in a registry."""
+    for one in store.referrers(image.digest):
+        data = store.read(one.digest, what="referrer")
+        with contextlib.suppress(VerificationError):
+            yield Attached.parse(data, image, f"referrer {one.digest.short}")
 
 
 # --- down -------------------------------------------------------------------------------------------------------------
@@ -137,8 +144,7 @@ def pull(
             with staging.incoming(blob) as sink:
                 return repository.fetch_blob(blob, sink, task)
 
-        attached = _attached(repository, image, staging)
-        parts = [model.config, *(part for one in attached for part in one.parts)]
+        parts = [model.config, *_attached(repository, image, staging)]
         parts += [Descriptor("", file.digest, file.size) for file in model.files]
         blobs = {blob.digest: blob for blob in parts}
         moved, skipped = _side_by_side(one, blobs.values(), f"pulling {repository.reference}", progress)
@@ -152,22 +158,23 @@ def pull(
     return Transfer(found.digest, name, moved, skipped)
 
 
-def _attached(repository: Repository, image: Descriptor, staging: Staging) -> list[Attached]:
-    """Stage and return the manifests of what refers to ``image``, as far as it can be evidence."""
-    found: list[Attached] = []
-    total = 0
+def _attached(repository: Repository, image: Descriptor, staging: Staging) -> list[Descriptor]:
+    """Stage the manifests of what refers to ``image``, as far as it can be evidence; return the blobs they name."""
+    parts: list[Descriptor] = []
+    count = total = 0
     for one in remote_referrers.find(repository, image):
         if any(part.size > strictjson.MAX_BYTES for part in one.parts):
             continue  # something large that somebody hung on the image: no signature, no attestation
+        count += 1
         total += len(one.manifest) + sum(part.size for part in one.parts)
-        if len(found) == MAX_REFERRERS or total > MAX_ATTACHED:
+        if count > MAX_REFERRERS or total > MAX_ATTACHED:
             raise CorruptContent(
                 f"{image.digest}: expected at most {MAX_REFERRERS} referrers of {MAX_ATTACHED} bytes, found more"
             )
         staging.put(one.manifest)
         staging.refer(image.digest, one.descriptor)
-        found.append(one)
-    return found
+        parts += one.parts
+    return parts
 
 
 class _Brake:
@@ -196,13 +203,16 @@ def _side_by_side(
     """
     total = sum(blob.size for blob in blobs)
     ordered = sorted(blobs, key=lambda blob: (-blob.size, blob.digest))
-    with progress.task(what, total) as task, ThreadPoolExecutor(WORKERS, thread_name_prefix="copy") as pool:
+    pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="copy")
+    with progress.task(what, total) as task:
         brake = _Brake(task)
         futures = [pool.submit(work, blob, brake) for blob in ordered]
         try:
             moved = sum(future.result() for future in as_completed(futures))
-        except BaseException:
+        except BaseException as error:
             brake.stopped = True
-            pool.shutdown(wait=False, cancel_futures=True)
+            # Whoever presses Ctrl-C waits for nobody.
+            pool.shutdown(wait=isinstance(error, Exception), cancel_futures=True)
             raise
+        pool.shutdown()
     return moved, max(total - moved, 0)

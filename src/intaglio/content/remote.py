@@ -9,13 +9,12 @@ Source: OCI distribution specification 1.1.
 
 from __future__ import annotations
 
-import hashlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, TypeVar
+from typing import TypeVar
 from urllib.parse import quote
 
 from intaglio import strictjson
@@ -34,10 +33,10 @@ from intaglio.content.remote_http import (
     is_loopback,
     origin,
     patiently,
-    pieces,
     shown,
     speaks_tls,
 )
+from intaglio.content.remote_transfer import Advances, Sink, Watch, hashed_pieces
 from intaglio.digest import Digest
 from intaglio.errors import CorruptContent, RegistryError
 from intaglio.strictjson import Object
@@ -48,8 +47,6 @@ _LINK = re.compile(r'<([^>]*)>\s*;\s*rel="?next"?')
 _MAX_PAGES = 64
 _SAID = 16 << 10
 """Bytes of an error's body that are looked at."""
-_STEP = 1 << 20
-"""Bytes between two reports of progress."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,46 +57,6 @@ class Manifest:
     digest: Digest
     media_type: str
     document: Object
-
-
-class Advances(Protocol):
-    """What is told of bytes that went through."""
-
-    def advance(self, amount: int) -> None:
-        """Report ``amount`` more bytes."""
-
-
-class Sink(Protocol):
-    """What takes a blob while it comes in."""
-
-    @property
-    def size(self) -> int:
-        """Bytes that are there."""
-
-    def write(self, chunk: memoryview) -> None:
-        """Append."""
-
-    def restart(self) -> None:
-        """Forget everything."""
-
-    def finish(self) -> None:
-        """Check the digest and keep the blob; ``CorruptContent`` when it is another's."""
-
-
-@dataclass
-class Watch:
-    """Tells a task of each byte once, however often it is transferred."""
-
-    task: Advances
-    seen: int = 0
-    said: int = 0
-
-    def reached(self, count: int, *, end: bool = False) -> None:
-        """Say that ``count`` bytes are through."""
-        self.seen = max(self.seen, count)
-        if self.seen - self.said >= _STEP or (end and self.seen > self.said):
-            self.task.advance(self.seen - self.said)
-            self.said = self.seen
 
 
 class Repository:
@@ -331,7 +288,7 @@ class Repository:
         """
         watch = Watch(task)
         what = f"{self.reference}: blob {blob.digest.short}"
-        self._upload(blob, lambda: _hashed(path, blob, watch), what, lambda: watch.seen)
+        self._upload(blob, lambda: hashed_pieces(path, blob, watch), what, lambda: watch.seen)
         watch.reached(blob.size, end=True)
 
     def _upload(self, blob: Descriptor, body: Pieces, what: str, progress: Callable[[], int] = lambda: 0) -> None:
@@ -476,25 +433,3 @@ def _said(answer: Answer) -> str:
     except (CorruptContent, Passing):
         return ""
     return "".join(char if char.isprintable() else " " for char in said)[:200]
-
-
-def _hashed(path: Path, blob: Descriptor, watch: Watch) -> Iterator[memoryview]:
-    """Yield the file in pieces; the last one only when all of them together are the blob."""
-    hasher = hashlib.sha256()
-    done = 0
-    size = path.stat().st_size
-    fault = CorruptContent(
-        f"{path}: does not have its digest {blob.digest}; nothing was completed",
-        hint="intaglio store verify --repair   (removes what is damaged; the next build makes it again)",
-    )
-    if size != blob.size or (not size and blob.digest != Digest.of(b"")):
-        raise fault
-    for piece in pieces(path, size):
-        hasher.update(piece)
-        done += len(piece)
-        if done == size and Digest.from_hex(hasher.hexdigest()) != blob.digest:
-            raise fault
-        yield piece
-        watch.reached(done)
-    if done != size:
-        raise fault
