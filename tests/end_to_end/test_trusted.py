@@ -1,0 +1,88 @@
+"""An input by its name in a trusted source: made, published, read, pinned, built; refused when unlisted or yanked."""
+
+from __future__ import annotations
+
+import tomllib
+
+import pytest
+from tests.workshop import Workshop
+
+from intaglio.digest import Digest
+from intaglio.trust.cosign import Link
+from intaglio.trust.signature import read_bundle
+
+NAME = "datasets/acme/words@1.0.0"
+ENTRY = """
+name = "datasets/acme/words"
+version = "1.0.0"
+summary = "Words."
+tree = "{tree}"
+licence = "Apache-2.0"
+publisher = "Acme"
+origins = ["file:data.txt"]
+"""
+STEPS = '[steps.make]\nuses = "./make"\ninputs = { source = "data" }\n'
+
+
+@pytest.fixture
+def source(shop: Workshop) -> Workshop:
+    """A workshop whose anchor is a source that lists the recipe's data."""
+    shop.one('write(read("source"))')
+    tree = tomllib.loads((shop.recipe / "Modelfile.lock").read_text())["inputs"]["data"]["tree"]
+    (shop.root / "words.toml").write_text(ENTRY.format(tree=tree))
+    shop.run("trust", "init", shop.root / "source").ok()
+    shop.run("trust", "add", shop.root / "source", shop.root / "words.toml").ok()
+    publish(shop)
+    shop.run("trust", "anchor", shop.root / "published" / "metadata" / "1.root.json").ok()
+    shop.run("trust", "refresh", "--url", shop.root / "published").ok()
+    shop.write(STEPS, source="make", inputs=f'data = {{ uri = "{NAME}" }}')
+    return shop
+
+
+def publish(shop: Workshop) -> None:
+    """Sign what is staged with every offline key, and publish it."""
+    for key in sorted((shop.root / "source-keys" / "offline").glob("*.key")):
+        shop.run("trust", "sign", shop.root / "source", "--key", key)
+    shop.run("trust", "publish", shop.root / "source", shop.root / "published").ok()
+
+
+def test_a_name_is_pinned_with_the_versions_of_the_source_and_stands_in_provenance(source: Workshop) -> None:
+    source.lock()
+    lock = tomllib.loads((source.recipe / "Modelfile.lock").read_text())
+    assert lock["inputs"]["data"]["uri"] == NAME
+    assert lock["trust"] == {"root": 1, "snapshot": 1, "targets": 1, "timestamp": 1}
+    made = source.built()
+    output = next(step for step in made["steps"] if step["name"] == "make")["output"]
+    said = b"".join(
+        read_bundle(source.store.read(layer.digest, what="claim"), what="claim").payload
+        for referrer in source.store.referrers(Digest(output))
+        for layer in Link.parse(source.store.read(referrer.digest, what="claim"), "claim").layers
+    )
+    assert NAME.encode() in said
+    assert b'"trust":{"root":1' in said
+
+
+def test_a_yanked_name_is_refused(source: Workshop) -> None:
+    source.run("trust", "yank", source.root / "source", NAME, "--reason", "it leaked").ok()
+    publish(source)
+    source.run("trust", "refresh").ok()
+    source.recipe.joinpath("Modelfile.lock").unlink()
+    assert "it leaked" in source.run("lock").failed(23).err
+
+
+def test_an_unlisted_name_is_refused(source: Workshop) -> None:
+    source.write(STEPS, source="make", inputs='data = { uri = "datasets/acme/wards@1.0.0" }')
+    source.recipe.joinpath("Modelfile.lock").unlink()
+    said = source.run("lock").failed(23).err
+    assert "datasets/acme/words" in said
+
+
+def test_without_an_anchor_a_name_means_nothing(source: Workshop) -> None:
+    (source.home / "root.json").unlink()
+    source.recipe.joinpath("Modelfile.lock").unlink()
+    source.run("lock").failed(25)
+
+
+def test_a_bad_name_is_a_mistake_with_its_line(source: Workshop) -> None:
+    source.write(STEPS, source="make", inputs='data = { uri = "datasets/acme/words" }')
+    assert "Modelfile.toml:" in source.run("lock").failed(10).err
