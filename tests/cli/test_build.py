@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from tests.workshop import COPY, PROGRAM
 
+from intaglio.content import intake
 from intaglio.digest import Digest
 from intaglio.errors import ExitCode
 from intaglio.recipe import lock
@@ -111,7 +112,7 @@ def test_without_keys_it_stops_with_a_hint_to_init(shop):
     assert "intaglio init" in failed.json["error"]["hint"]
     assert not list((shop.home / "store" / "logs").glob("*")), "no step has run"
     shop.assert_unharmed()
-    shutil.rmtree(shop.home / "store")
+    intake.remove(shop.home / "store")
     (shop.home / "policy.toml").unlink()
     shop.run("init").ok()
     assert shop.built()

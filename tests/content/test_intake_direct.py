@@ -145,7 +145,12 @@ def test_other_bytes_than_promised_leave_nothing(store, tmp_path):
 def test_what_is_published_was_brought_to_disk_at_its_true_size(store, tmp_path, monkeypatch):
     sizes = []
     real = os.fsync
-    monkeypatch.setattr(os, "fsync", lambda fd: (sizes.append(os.fstat(fd).st_size), real(fd))[1])
+
+    def noted(fd):
+        sizes.append(os.fstat(fd).st_size)
+        real(fd)
+
+    monkeypatch.setattr(os, "fsync", noted)
     (tmp_path / "file").write_bytes(os.urandom(CHUNK + 17))
     store.adopt(tmp_path / "file", move=False)
     assert sizes[0] == CHUNK + 17

@@ -37,7 +37,7 @@ def test_no_progress_is_silent():
 
 def test_plain_lines_come_every_few_seconds(capsys, monkeypatch):
     now = [100.0]
-    monkeypatch.setattr(terminal.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("intaglio.report.terminal.time.monotonic", lambda: now[0])
     shown = terminal.progress("plain")
     with shown.task("hashing", 4_000_000) as task:
         task.advance(1_000_000)
@@ -60,7 +60,7 @@ def test_plain_lines_come_every_few_seconds(capsys, monkeypatch):
 
 def test_what_is_quick_says_nothing_and_what_fails_says_no_end(capsys, monkeypatch):
     now = [100.0]
-    monkeypatch.setattr(terminal.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("intaglio.report.terminal.time.monotonic", lambda: now[0])
     shown = terminal.progress("plain")
     with shown.task("quick", 10) as task:
         task.advance(10)
@@ -74,7 +74,7 @@ def test_what_is_quick_says_nothing_and_what_fails_says_no_end(capsys, monkeypat
 
 def test_a_total_that_is_learnt_later(capsys, monkeypatch):
     now = [100.0]
-    monkeypatch.setattr(terminal.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("intaglio.report.terminal.time.monotonic", lambda: now[0])
     with terminal.progress("plain").task("tune", unit="steps") as task:
         task.total(8, "examples")
         now[0] += terminal.EVERY
@@ -84,7 +84,7 @@ def test_a_total_that_is_learnt_later(capsys, monkeypatch):
 
 def test_json_lines_tell_begin_progress_and_end(capsys, monkeypatch):
     now = [100.0]
-    monkeypatch.setattr(terminal.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("intaglio.report.terminal.time.monotonic", lambda: now[0])
     shown = terminal.progress("json")
     with pytest.raises(RuntimeError), shown.task("tune", 8, "steps") as task:  # noqa: PT012
         task.say("loss 2.5")
