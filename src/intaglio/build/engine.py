@@ -305,27 +305,31 @@ class Engine:
         source = self._state.outputs[recipe.image.source]
         action = Action(ASSEMBLE, None, image.parameters(recipe), {"model": source}, (), "any", {}, {})
         self._store.index.record(recipe.model.name, IMAGE_STEP, action.key)
-        status = "cached"
-        found = next(
-            (
-                made
-                for made in claim.find(self._store, action.key, self._signers.builders)
-                if self._has_image(made.subject)
-            ),
-            None,
-        )
+        status, found = "cached", self._believed_image(action)
         if found is None:
-            status, tree = "built", self._store.tree(source)
-            made = image.assemble(recipe, tree, lambda file: self._store.read(file.digest, what=file.path))
-            self._store.put(made.config)
-            self._store.put(made.manifest)
-            dependency = Dependency("input:model", source, "output")
-            about = Circumstances(self._title, IMAGE_STEP, "assemble", "bit", "builtin", (dependency,))
-            found = self._record(action, made.descriptor(), about)
+            with self._store.lock(action.key.hex, self._progress):
+                found = self._believed_image(action)
+                if found is None:
+                    status, found = "built", self._make_image(action, source)
         size = len(self._store.read(found.subject, what="image"))
         descriptor = Descriptor(MANIFEST_TYPE, found.subject, size, MODEL_TYPE)
         seconds = round(time.monotonic() - started, 3)
         return descriptor, StepResult(IMAGE_STEP, action.key, status, found.subject, seconds)
+
+    def _believed_image(self, action: Action) -> Claim | None:
+        """Return a claim about the assembly by a builder of the policy, whose image is in the store."""
+        claims = claim.find(self._store, action.key, self._signers.builders)
+        return next((made for made in claims if self._has_image(made.subject)), None)
+
+    def _make_image(self, action: Action, source: Digest) -> Claim:
+        """Assemble the image of the tree ``source``, and sign the claim that says so."""
+        tree = self._store.tree(source)
+        made = image.assemble(self._plan.recipe, tree, lambda file: self._store.read(file.digest, what=file.path))
+        self._store.put(made.config)
+        self._store.put(made.manifest)
+        dependency = Dependency("input:model", source, "output")
+        about = Circumstances(self._title, IMAGE_STEP, "assemble", "bit", "builtin", (dependency,))
+        return self._record(action, made.descriptor(), about)
 
     def _has_image(self, digest: Digest) -> bool:
         """Return whether manifest and config are there; the layers are the last step's output."""
