@@ -23,6 +23,10 @@ ROOT = Path(__file__).resolve().parents[2]
 BUILDER = ROOT / "builder"
 sys.path.insert(0, str(BUILDER / "lib"))
 
+PREFIX = "INTAGLIO_TEST_ENV_"
+GIVEN = {name.removeprefix(PREFIX): value for name, value in os.environ.items() if name.startswith(PREFIX)}
+"""Read once: the tests themselves run without the user's own ``INTAGLIO_`` variables."""
+
 
 def requirements(lock: Path) -> str:
     """The lock as a requirements file with hashes, for pip."""
@@ -57,7 +61,7 @@ def environment() -> Callable[[str], str]:
     """The Python of a toolchain, by the toolchain's name."""
 
     def python(name: str) -> str:
-        given = os.environ.get(f"INTAGLIO_TEST_ENV_{name.upper().replace('-', '_')}")
+        given = GIVEN.get(name.upper().replace("-", "_"))
         if given:
             return given
         lock = BUILDER / "toolchains" / name / "pylock.toml"
