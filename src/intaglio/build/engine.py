@@ -189,19 +189,21 @@ class Engine:
         waiting, running = list(names), dict[Future[None], str]()
         failure: BaseException | None = None
         with ThreadPoolExecutor(max_workers=len(names), thread_name_prefix="step") as pool:
-            while running or (waiting and failure is None):
-                if failure is None:
-                    for name in [name for name in waiting if self._ready(name)]:
-                        waiting.remove(name)
-                        running[pool.submit(self._step, name)] = name
-                try:
+            try:
+                while running or (waiting and failure is None):
+                    if failure is None:
+                        for name in [name for name in waiting if self._ready(name)]:
+                            waiting.remove(name)
+                            running[pool.submit(self._step, name)] = name
                     done, _ = wait(running, return_when=FIRST_COMPLETED)
-                except KeyboardInterrupt:
-                    self._runner.stop()
-                    raise
-                for future in done:
-                    del running[future]
-                    failure = failure or future.exception()
+                    for future in done:
+                        del running[future]
+                        failure = failure or future.exception()
+            except (
+                BaseException
+            ):  # Ctrl-C, wherever it arrives: what runs is ended, or leaving the pool would wait for it
+                self._runner.stop()
+                raise
         if failure is not None:
             raise failure
 

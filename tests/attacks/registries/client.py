@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from tests.images import policy
@@ -19,14 +20,21 @@ from intaglio.digest import Digest
 from intaglio.progress import Silent
 from intaglio.verify import verify_image
 
-QUICK = Network(timeout=0.5, backoff=0.01, longest_wait=0.02, attempts=4)
+QUICK = Network(timeout=10, backoff=0.01, longest_wait=0.02, attempts=4)
+STALLING = replace(QUICK, timeout=0.5)
+"""For registries that stall for longer than that."""
 Find = Callable[[str], Credential | None]
 
 
 def repository(
-    reference: str, *, find: Find = lambda _: None, writing: bool = False, ca: Path | None = None
+    reference: str,
+    *,
+    find: Find = lambda _: None,
+    writing: bool = False,
+    ca: Path | None = None,
+    network: Network = QUICK,
 ) -> Repository:
-    network = Network(timeout=0.5, backoff=0.01, longest_wait=0.02, attempts=4, ca_file=ca)
+    network = replace(network, ca_file=ca)
     return Repository(Reference.parse(reference), find, network=network, writing=writing, plain_http=ca is None)
 
 
@@ -42,13 +50,14 @@ def pull(
     find: Find = lambda _: None,
     ca: Path | None = None,
     admit: Callable[[Staging, Digest], None] | None = None,
+    network: Network = QUICK,
 ) -> Transfer:
     """Pull and verify by the fixed keys' policy."""
 
     def verified(staged: Staging, image: Digest) -> None:
         verify_image(staged, image, policy()).require()
 
-    with repository(reference, find=find, ca=ca) as there:
+    with repository(reference, find=find, ca=ca, network=network) as there:
         return copy.pull(there, Reference.parse(reference), store, reference, admit or verified, Silent())
 
 

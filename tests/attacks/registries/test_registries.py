@@ -49,13 +49,14 @@ def test_the_good_image_is_pulled(registry: Registry, draft: Draft, store: Store
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_attack(case: Case, registry: Registry, draft: Draft, store: Store) -> None:
     case.spoil(registry, draft)
+    network = client.STALLING if "stall" in case.name else client.QUICK
     if case.due == ExitCode.OK:
-        client.pull(registry.reference(), store)
+        client.pull(registry.reference(), store, network=network)
         assert verify_image(store, draft.image.digest, policy()).verdict == "verified"
         assert store.verify()[1] == ()
         return
     with pytest.raises(Error) as caught:
-        client.pull(registry.reference(), store)
+        client.pull(registry.reference(), store, network=network)
     assert caught.value.exit_code == case.due, caught.value.message
     assert client.is_untouched(store)
 
