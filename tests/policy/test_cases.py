@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.images import policy_text
 from tests.policy.full import GOOD, SIGNERS, TEXT, signer
@@ -184,6 +184,7 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
         load(tmp_path / "none.toml")
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_garbage(data: bytes) -> None:
     with pytest.raises(NotVerifiable):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.images import Draft, claim, key, origin, output, part, policy, policy_text
 
@@ -194,6 +194,7 @@ def grounded_by_definition(edges: dict[str, list[list[str]]]) -> bool:
     return "image" in known
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.sampled_from(NAMES), st.lists(st.lists(st.sampled_from(NAMES), max_size=3), max_size=2)))
 def test_any_graph_is_judged_by_the_definition(edges: dict[str, list[list[str]]]) -> None:
     assert ("lineage" not in judge(edges)) == grounded_by_definition(edges)

@@ -6,7 +6,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.images import KEYS, key, policy_text
 from tests.policy.full import NAMES, TEXT, full, signer
@@ -242,12 +242,14 @@ def test_a_huge_policy_is_refused() -> None:
         parse(b"#" * (MAX_BYTES + 1))
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_garbage(data: bytes) -> None:
     with pytest.raises(NotVerifiable):
         parse(data)
 
 
+@settings(deadline=None)
 @given(st.recursive(st.sampled_from(["1", '"x"', "true", "1.5", "[]"]), lambda inner: inner.map(lambda v: f"[{v}]")))
 def test_wrong_types_anywhere(value: str) -> None:
     for name in TOP:

@@ -12,7 +12,7 @@ from typing import Any
 
 import jsonschema
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.images import policy_text
 from tests.policy.full import TEXT
@@ -100,6 +100,7 @@ VALUES = st.one_of(
 )
 
 
+@settings(deadline=None)
 @given(st.sampled_from(PLACES), st.sampled_from(["replace", "remove", "add", "rename"]), VALUES, st.text(max_size=5))
 def test_any_change_is_judged_alike(place: tuple[Any, ...], what: str, value: Any, name: str) -> None:
     changed = copy.deepcopy(GOOD)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.policy.full import GOOD, PASSED, RESULT, attested, full, judge, passes, refusal
 
@@ -124,6 +124,7 @@ def test_metrics_may_come_from_several_evaluations() -> None:
     assert passes(attestations=(measured(accuracy=0.8), measured(perplexity=12.5), PASSED)) == "verified"
 
 
+@settings(deadline=None)
 @given(st.floats(allow_nan=False, allow_infinity=False))
 def test_the_bounds_themselves_hold(value: float) -> None:
     verdict = judge(ONLY_EVALUATION, attestations=(measured(accuracy=value, perplexity=0),))

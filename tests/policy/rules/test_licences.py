@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.policy.full import GOOD, full, judge, passes, refusal, signer
 
@@ -97,11 +97,13 @@ def write(tree: object) -> str:
     return f"({write(tree[0])} {tree[1].upper()} {write(tree[2])})" if isinstance(tree, tuple) else str(tree)
 
 
+@settings(deadline=None)
 @given(TREES)
 def test_any_expression_has_the_value_of_its_parts(tree: object) -> None:
     assert permits(write(tree), ALLOWED) == met(tree)
 
 
+@settings(deadline=None)
 @given(st.text(max_size=60))
 def test_garbage_is_met_by_nothing(text: str) -> None:
     assert not permits(text, frozenset({"never"})) or "never" in text
