@@ -6,7 +6,7 @@ import hashlib
 import io
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from intaglio.digest import CHUNK, ActionKey, Digest, hash_stream
@@ -61,6 +61,7 @@ class _Dribble(io.RawIOBase):
         return len(piece)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=300), st.integers(1, 64))
 def test_a_stream_is_hashed_however_it_comes(data, step):
     expected = Digest.from_hex(hashlib.sha256(data).hexdigest())

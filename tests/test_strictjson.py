@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from intaglio import strictjson
@@ -51,6 +51,7 @@ def test_keys_are_sorted_by_utf_16():
     ]  # fmt: skip
 
 
+@settings(deadline=None)
 @given(VALUES)
 def test_what_is_written_is_read_back(value):
     data = canonical(value)
@@ -153,6 +154,7 @@ def test_an_object_is_asked_for_and_anything_else_refused(data):
     assert parse_object(b'{"a":[]}', what="x") == {"a": []}
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=60) | VALUES.map(lambda value: json.dumps(value).encode()))
 def test_whatever_the_bytes_reading_gives_a_value_or_one_error(data):
     try:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from intaglio import strictjson
@@ -137,6 +137,7 @@ DOCUMENTS = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(DOCUMENTS, DOCUMENTS)
 def test_there_is_a_difference_exactly_when_documents_differ(old, new):
     found = list(differences(old, new))

@@ -8,7 +8,7 @@ import unicodedata
 from pathlib import Path
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from intaglio.content import tree as trees
@@ -187,6 +187,7 @@ def test_folders_that_differ_in_case_alone_are_one_on_some_file_systems():
 PARTS = st.text(st.characters(codec="utf-8"), min_size=1, max_size=12)
 
 
+@settings(deadline=None)
 @given(st.lists(st.lists(PARTS, min_size=1, max_size=4).map("/".join), min_size=1, max_size=6))
 def test_what_is_taken_is_read_back_and_lands_below_its_folder(paths):
     try:
@@ -268,6 +269,7 @@ def test_layers_in_another_order_are_refused():
         Tree.parse(json.dumps(document, separators=(",", ":"), sort_keys=True).encode(), "x")
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_a_changed_byte_is_another_tree_or_none(data):
     manifest = of("a", "b/c").manifest()

@@ -47,7 +47,9 @@ def command(setting: Setting, source: str, plain_http: bool, tag: str | None, po
     rules = setting.policy(policy)
 
     def admit(staged: Staging, image: Digest) -> None:
-        verify.verify_image(staged, image, rules, listing=setting.listing(), progress=setting.progress).require()
+        verify.verify_image(
+            staged, image, rules, listing=setting.listing(), progress=setting.progress, hashed=staged.hashed
+        ).require()
 
     with Repository(place, partial(credentials.find, home=setting.home), plain_http=plain_http) as repository:
         done = copy.pull(repository, place, setting.store, tag or str(place), admit, setting.progress)
