@@ -6,10 +6,14 @@ import itertools
 import os
 from pathlib import Path
 
+import hypothesis
 import pytest
 from tests import programs
 
 _COUNT = itertools.count()
+# No test asserts a time: a busy machine would make it fail.
+hypothesis.settings.register_profile("intaglio", deadline=None)
+hypothesis.settings.load_profile("intaglio")
 
 
 @pytest.fixture(scope="session")

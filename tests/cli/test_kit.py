@@ -67,6 +67,18 @@ def test_what_a_kit_brings_verifies_there(shop: Workshop, kit: Path, elsewhere: 
     assert shop.run("verify", NAME, "--json", **there).ok().json["image"] == taken["image"]
 
 
+def test_what_a_kit_calls_its_image_counts_for_nothing(shop: Workshop, kit: Path, elsewhere: Path) -> None:
+    """The name is the one that was signed with the image."""
+
+    def rename(member: tarfile.TarInfo, data: bytes) -> bytes:
+        return data.replace(NAME.encode(), b"team/production:latest") if member.name.endswith(".json") else data
+
+    rewrite(kit, rename)
+    there = {"INTAGLIO_HOME": str(elsewhere)}
+    assert shop.run("kit", "import", kit, "--json", **there).ok().json["tag"] == NAME
+    assert [one["tag"] for one in shop.run("store", "list", "--json", **there).ok().json["images"]] == [NAME]
+
+
 def test_inputs_travel_when_asked_for(shop: Workshop, kit: Path, elsewhere: Path) -> None:
     whole = shop.root / "whole.kit"
     shop.run("kit", "export", NAME, "--inputs", "-o", whole).ok()

@@ -12,6 +12,7 @@ from intaglio.cli.setting import Setting, options
 
 if TYPE_CHECKING:
     from intaglio.content.kit import Unpacked
+    from intaglio.content.layout import Store
     from intaglio.verify import Report
 
 
@@ -87,7 +88,7 @@ def verify(setting: Setting, file: Path, policy: Path | None) -> int:
 @command.command(name="import")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--policy", type=click.Path(path_type=Path), help="Verify against this policy instead of the home's.")
-@click.option("--tag", help="Name of the image here; default: the one in the kit.")
+@click.option("--tag", help="Name of the image here; default: the name and version that it was signed with.")
 @options
 def import_(setting: Setting, file: Path, policy: Path | None, tag: str | None) -> None:
     """Verify the kit FILE, then take it into the store; what does not verify leaves nothing behind.
@@ -98,21 +99,31 @@ def import_(setting: Setting, file: Path, policy: Path | None, tag: str | None) 
       intaglio kit import helpdesk.kit --tag team/helpdesk:1.0.0
     """
     from intaglio.content import kit
+    from intaglio.content.descriptor import MANIFEST_TYPE, Descriptor
+    from intaglio.content.layout import check_name
+    from intaglio.content.modelpack import MODEL_TYPE
 
     store = setting.store
     with store.scratch("kit") as scratch:
         unpacked, report = _checked(setting, file, scratch / "kit", policy)
         report.require()
         kit.take(unpacked, store)
-    name = tag or unpacked.about.name
     manifest = store.read(report.image, what="image")
-    from intaglio.content.descriptor import MANIFEST_TYPE, Descriptor
-    from intaglio.content.modelpack import MODEL_TYPE
-
+    name = check_name(tag) if tag else _own_name(store, manifest)
     image = Descriptor(MANIFEST_TYPE, report.image, len(manifest), MODEL_TYPE)
     store.tag(name, image, store.referrers(report.image))
     document = {"image": str(report.image), "tag": name, "blobs": unpacked.blobs, "bytes": unpacked.size}
     setting.emit(document, f"{name} {report.image}: verified, {unpacked.blobs} blobs, {unpacked.size} bytes")
+
+
+def _own_name(store: Store, manifest: bytes) -> str:
+    """Return the name and version in the image's own config: what a kit calls it, nobody has signed."""
+    from intaglio.content.layout import check_name
+    from intaglio.content.modelpack import ModelImage
+
+    model = ModelImage.parse(manifest, "image")
+    about = model.check_config(store.read(model.config.digest, what="config"), "config")["descriptor"]
+    return check_name(f"{about.get('name')}:{about.get('version', 'latest')}")
 
 
 def _checked(setting: Setting, file: Path, folder: Path, policy: Path | None) -> tuple[Unpacked, Report]:

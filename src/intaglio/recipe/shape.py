@@ -110,7 +110,7 @@ class Number:
         expected = "an integer" if self.whole else "a number"
         if isinstance(value, bool) or not isinstance(value, int if self.whole else (int, float)):
             yield _wrong_type(expected, value, path)
-        elif not math.isfinite(value) or (isinstance(value, int) and abs(value) > MAX_INTEGER):
+        elif not math.isfinite(value) or abs(value) > MAX_INTEGER:  # past that, canonical JSON has two readings
             yield Mistake(path, f"expected {expected} between -(2^53-1) and 2^53-1, found {str(value)[:40]}")
         elif self.minimum is not None and value < self.minimum:
             yield Mistake(path, f"expected at least {self.minimum}, found {value}")
