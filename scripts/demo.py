@@ -71,7 +71,7 @@ def server(name: str, environment: dict[str, str] | None = None) -> Iterator[str
         yield address
     finally:
         process.terminate()
-        process.wait()
+        process.communicate()
 
 
 def ask(address: str, question: str) -> str:

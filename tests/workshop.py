@@ -201,6 +201,8 @@ class Workshop:
             stdin=subprocess.DEVNULL,
             text=True,
             start_new_session=True,
+            # Who runs the tests in the background ignores SIGINT, and what ignores it hands that on.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
     def lock(self) -> None:

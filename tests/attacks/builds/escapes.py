@@ -156,6 +156,7 @@ ESCAPES: dict[str, str] = {
         tried("setuid", lambda: os.setuid(0))
         tried("setgroups", lambda: os.setgroups([0]))
         tried("chown", lambda: (open("/out/mine", "w"), os.chown("/out/mine", 0, 0)))
+        os.nice(5)
         tried("priority", lambda: os.nice(-5))
     """,
     "set-user-id": """
