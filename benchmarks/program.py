@@ -8,9 +8,11 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
+
+from scripts import demo
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = "tiny-from-scratch"
@@ -61,6 +63,20 @@ class Program:
             said = done.stderr.strip()[-2000:] or done.stdout.strip()[-2000:]
             raise ProgramFailed(f"intaglio {' '.join(map(str, arguments))}: exit status {done.returncode}\n{said}")
         return done.stdout
+
+    def trust(self, publisher: Path) -> None:
+        """Trust a source that lists what the demo's and the tiny recipe are made of; it is made below ``publisher``.
+
+        What is fetched for it stays there, too: the home's own store and caches see nothing of it.
+        """
+        if not (publisher / "published").exists():
+            own = {"HOME": str(publisher), "XDG_CACHE_HOME": str(publisher / "cache")}
+            other = replace(self, home=publisher, variables={**self.variables, **own})
+            for command in demo.publishing(publisher, (*demo.LISTED, "datasets/intaglio/capitals@1.0.0")):
+                other.run(*command)
+            shutil.rmtree(other.store)
+        for command in demo.following(publisher / "published"):
+            self.run(*command)
 
     def build(self, recipe: Path, *options: str) -> dict[str, Any]:
         """Build ``recipe`` and return the program's JSON answer."""

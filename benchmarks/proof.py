@@ -1,8 +1,8 @@
 """Prove at length what the tests show in small, and write the tables to ``docs/proof/``.
 
-    python -m benchmarks.proof [reproduce] [kills] [benchmarks] [--recipe tiny] [--kills 50]
+    python -m benchmarks.proof [reproduce] [kills] [variants] [gate] [servers] [benchmarks] [--recipe tiny] [--kills 50]
 
-Without names all three run. Each writes its page as soon as it is done; the exit status is 1 where one of them failed.
+Without names all of them run. Each writes its page as soon as it is done; the exit status is 1 where one failed.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks import kills, machine, reproduce, run, scratch
+from benchmarks import gate, kills, machine, reproduce, run, scratch, servers, variants
 from benchmarks.program import Program, recipe, snapshot
 from benchmarks.table import Report
 
-PARTS = ("reproduce", "kills", "benchmarks")
+PARTS = ("reproduce", "kills", "variants", "gate", "servers", "benchmarks")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +64,33 @@ def _kills(options: Options) -> Report:
     return Report("kills", "Killed builds", command, about, tables, measured, found.passed and twins.passed)
 
 
+def _gate(options: Options) -> Report:
+    with scratch.folder(options.scratch) as place:
+        about = machine.describe(place)
+        found = gate.prove(place, _say("gate"))
+    data = {"image": found.image, "metrics": dict(found.metrics), "refusal": dict(found.refusal)}
+    command = "python -m benchmarks.proof gate"
+    return Report(
+        "gate", "A gate that keeps and a gate that refuses", command, about, (found.table(),), data, found.passed
+    )
+
+
+def _servers(options: Options) -> Report:
+    with scratch.folder(options.scratch) as place:
+        home = Program(place / "home")
+        home.run("init")
+        return servers.prove(home, place / "forms")
+
+
+def _variants(options: Options) -> Report:
+    tiny = recipe(options.recipe).name == recipe("tiny").name
+    command = f"python -m benchmarks.variants{' --tiny' if tiny else ''}"
+    with scratch.folder(options.scratch) as place:
+        about = machine.describe(place)
+        rows = variants.prove(place, "tiny" if tiny else "smollm2", (), serving=True, note=_say("variants"))
+    return variants.report(rows, command, about)
+
+
 def _benchmarks(options: Options) -> Report:
     demo = recipe(options.recipe).name == recipe("demo").name
     command = f"python -m benchmarks.run --rounds {options.rounds}{' --demo' if demo else ''}"
@@ -74,7 +101,14 @@ def _say(what: str) -> Callable[[str], None]:
     return lambda text: print(f"{what}: {text}", file=sys.stderr, flush=True)
 
 
-_WORK: dict[str, Callable[[Options], Report]] = {"reproduce": _reproduce, "kills": _kills, "benchmarks": _benchmarks}
+_WORK: dict[str, Callable[[Options], Report]] = {
+    "reproduce": _reproduce,
+    "kills": _kills,
+    "variants": _variants,
+    "gate": _gate,
+    "servers": _servers,
+    "benchmarks": _benchmarks,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

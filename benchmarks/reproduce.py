@@ -1,7 +1,7 @@
 """One recipe built twice as two strangers would: the same image, claims and signatures, byte for byte.
 
-- Both begin with an empty store and an empty download cache; they share the keys, the recipe's bytes and an engine that
-  is installed from this checkout as a wheel, where any user can read it.
+- Both begin with an empty store and an empty download cache; they share the keys, the trusted source, the bytes of the
+  recipe and an engine that is installed from this checkout as a wheel, where any user can read it.
 - What differs: directories, ``PYTHONHASHSEED``, and, as root, user (:data:`USER`) and host name.
 - Compared are all blobs of both stores; a blob is named by its digest, and both stores are verified first.
 """
@@ -100,6 +100,8 @@ def prove(recipe: Path, scratch: Path, note: Callable[[str], None]) -> Pair:
     first = _Side(scratch / "a", "1", executable, None)
     first.prepare(recipe)
     first.program.run("init")
+    note("publishing a trusted source that both read")
+    first.program.trust(scratch / "publisher")
     second = _Side(scratch / "b" / "another place", "2", executable, _other_prefix())
     second.prepare(recipe)
     shutil.copytree(first.program.home, second.program.home)

@@ -26,7 +26,7 @@ KEYS = Path(__file__).parent / "vectors" / "trust"
 
 
 def key(name: str) -> PrivateKey:
-    """Return one of the fixed keys that the golden vectors were made with: builder, release, stranger."""
+    """Return one of the fixed keys that the golden vectors were made with: builder, release, evaluator, stranger."""
     return PrivateKey.load((KEYS / f"{name}.key").read_bytes())
 
 
@@ -213,7 +213,7 @@ def policy(text: str | None = None) -> Policy:
 
 
 def policy_text() -> str:
-    return default_policy(key("builder").public.pem, key("release").public.pem)
+    return default_policy(*(key(name).public.pem for name in ("builder", "release", "evaluator")))
 
 
 def layer(file: File) -> Object:

@@ -58,6 +58,11 @@ def skopeo() -> Path:
     return Path(found) if found else missing("skopeo is not installed: apt-get install skopeo")
 
 
+def docker_registry(suite: str = "bookworm") -> Path:
+    """Debian's ``docker-registry``: 2.8.2 or 2.8.3 at the time of writing, without the referrers API."""
+    return _debian("docker-registry", suite, "usr/bin/docker-registry", f"docker-registry-{suite}")
+
+
 def model_signing() -> Path:
     """OpenSSF's ``model_signing`` 1.1.1, in an environment of its own."""
     return _python("model-signing", ("model-signing==1.1.1", "pyopenssl"), "bin/model_signing")
@@ -76,9 +81,9 @@ def cache() -> Path:
     return (Path(base) if Path(base).is_absolute() else Path.home() / ".cache") / "intaglio-tests"
 
 
-def _debian(package: str, suites: str, program: str) -> Path:
+def _debian(package: str, suites: str, program: str, folder: str | None = None) -> Path:
     try:
-        path = _from_debian(package, suites, program)
+        path = _from_debian(package, suites, program, folder or package)
     except NotHere as error:
         missing(f"{package}: {error}")
     return path
@@ -93,11 +98,11 @@ def _python(name: str, requirements: tuple[str, ...], program: str) -> Path:
 
 
 @functools.cache
-def _from_debian(package: str, suites: str, program: str) -> Path:
+def _from_debian(package: str, suites: str, program: str, folder: str) -> Path:
     for tool in ("apt-get", "dpkg", "dpkg-deb"):
         if shutil.which(tool) is None:
             raise NotHere(f"no {tool} on this machine")
-    target = cache() / "debian" / package
+    target = cache() / "debian" / folder
     with _lock(target):
         if not ((target / program).exists() and (target / VERSION).exists()):
             failures = []

@@ -8,13 +8,18 @@ from pathlib import Path
 
 import click
 import pytest
+from tests import readme
 
 from intaglio.cli.main import cli
 from intaglio.recipe import modelfile
 
 ROOT = Path(__file__).resolve().parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-TYPED = [line[2:].partition("  #")[0].strip() for line in README.splitlines() if line.startswith("$ ")]
+README = readme.TEXT
+TYPED = [
+    line.partition("  #")[0].replace("\\\n", " ").removesuffix("&").strip()
+    for line in readme.commands(README)
+    if "…" not in line
+]
 
 
 def of(program: str) -> list[str]:
@@ -43,7 +48,7 @@ def test_the_readme_shows_what_the_demo_types() -> None:
     demo = (ROOT / "scripts" / "demo.py").read_text(encoding="utf-8")
     shown = README.partition("## A recipe of your own")[0]
     commands = [line.split()[2] for line in shown.splitlines() if line.startswith("$ intaglio ")]
-    assert commands == ["init", "build", "serve", "verify", "serve"]
+    assert commands == ["init", *["trust"] * 6, "build", "serve", "verify", "serve"]
     assert all(f'"{command}"' in demo for command in commands)
 
 

@@ -292,7 +292,11 @@ def _workshop_of_the_session():
 @pytest.fixture
 def shop(tmp_path: Path) -> Workshop:
     """A workshop with keys, an empty store and a realised toolchain."""
-    root = tmp_path / "shop"
+    return furnish(tmp_path / "shop")
+
+
+def furnish(root: Path) -> Workshop:
+    """Make a workshop at ``root``, with keys, an empty store and a realised toolchain."""
     template = _template()
     environments = Path("home", "store", "environments")
     shutil.copytree(template / environments, root / environments, copy_function=os.link, symlinks=True)

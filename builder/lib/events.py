@@ -38,6 +38,11 @@ def message(text: str) -> None:
     _emit("message", {"text": text})
 
 
+def resumed(done: int, total: int) -> None:
+    """The work goes on from a checkpoint, with ``done`` of ``total`` steps behind us."""
+    _emit("resumed", {"done": done, "total": total})
+
+
 def error(text: str, hint: str = "") -> None:
     """Why the step is about to fail: what was expected, what was found, where; and what to do next."""
     _emit("error", {"message": text, "hint": hint} if hint else {"message": text})

@@ -1,6 +1,7 @@
 """The request a step is started with, and the one way a step ends.
 
-Protocol 1: ``{"protocol": 1, "parameters": {…}, "inputs": {"base": "/in/base"}, "out": "/out", "work": "/work"}``.
+Protocol 1: ``{"protocol": 1, "parameters": {…}, "inputs": {"base": "/in/base"}, "out": "/out", "work": "/work"}``;
+``"checkpoint": "/checkpoint"`` as well for a step whose description asks for it.
 The engine has checked the parameters against the step's description and filled in every default, so a step reads them
 by name. Run bare, a step takes the path of its request as first argument.
 """
@@ -38,6 +39,8 @@ class Request:
     out: Path
     work: Path
     """Private scratch folder; what is left there is thrown away."""
+    checkpoint: Path | None = None
+    """Folder that outlives a killed run of the same step on the same inputs, where the engine keeps one."""
 
     @classmethod
     def load(cls, path: Path) -> Request:
@@ -50,7 +53,9 @@ class Request:
         if document.get("protocol") != 1:
             raise Fault(f"{path}: expected protocol 1, found {document.get('protocol')!r}")
         inputs = {name: Path(folder) for name, folder in document["inputs"].items()}
-        return cls(document["parameters"], inputs, Path(document["out"]), Path(document["work"]))
+        kept = document.get("checkpoint")
+        out, work = Path(document["out"]), Path(document["work"])
+        return cls(document["parameters"], inputs, out, work, Path(kept) if kept else None)
 
     def text(self, name: str) -> str:
         """A parameter that is a string."""
@@ -80,6 +85,10 @@ class Request:
     def boolean(self, name: str) -> bool:
         """A parameter that is true or false."""
         return self._typed(name, bool)
+
+    def optional_boolean(self, name: str) -> bool | None:
+        """A parameter that is true, false or null."""
+        return None if self.parameters[name] is None else self.boolean(name)
 
     def texts(self, name: str) -> list[str]:
         """A parameter that is an array of strings."""

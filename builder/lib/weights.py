@@ -15,7 +15,7 @@ from request import Fault
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel
+    from transformers import BitsAndBytesConfig, PreTrainedModel
 
 WEIGHTS = "model.safetensors"
 ONE_FILE = "100TB"
@@ -83,8 +83,12 @@ def start_torch(seed: int) -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False
 
 
-def load_model(folder: Path, dtype: torch.dtype, attention: str) -> PreTrainedModel:
+def load_model(
+    folder: Path, dtype: torch.dtype, attention: str, quantization: BitsAndBytesConfig | None = None
+) -> PreTrainedModel:
     """Load a causal language model from its safetensors; no code of the model's own is run.
+
+    ``quantization``: how its weights are held in memory, where that is not as ``dtype``.
 
     Raises:
         Fault: the folder holds no such model.
@@ -102,5 +106,6 @@ def load_model(folder: Path, dtype: torch.dtype, attention: str) -> PreTrainedMo
         local_files_only=True,
         trust_remote_code=False,
         use_safetensors=True,
+        quantization_config=quantization,
     )
     return model

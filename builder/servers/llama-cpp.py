@@ -7,11 +7,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
 from pathlib import Path
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "lib"))
+sys.path.insert(1, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))  # in a checkout
+
+import serving
+from serving import Fault, Request
 
 THREADS = 2
 
@@ -20,12 +25,12 @@ def find_model(files: dict[str, str]) -> str:
     """The path of the one GGUF file, or of the first part of one that is split.
 
     Raises:
-        ValueError: there is not exactly one.
+        Fault: there is not exactly one.
     """
     names = sorted(name for name in files if name.endswith(".gguf"))
     first = [name for name in names if "-00001-of-" in name] or names
     if len(first) != 1:
-        raise ValueError(f"model: expected one GGUF file, found {', '.join(sorted(files)) or 'nothing'}")
+        raise Fault(f"model: expected one GGUF file, found {', '.join(sorted(files)) or 'nothing'}")
     return files[first[0]]
 
 
@@ -50,31 +55,19 @@ def start(model: str, name: str, socket: str, context: int | None) -> object:
     return xllamacpp.Server(parameters)
 
 
-def main() -> int:
-    """Serve until told to end; the request's path is the first argument."""
-    path = Path(sys.argv[1] if len(sys.argv) > 1 else "/step/request.json")
-    request = json.loads(path.read_text(encoding="utf-8"))
-    if request.get("protocol") != 1:
-        print(f"error: expected protocol 1, found {request.get('protocol')!r}", file=sys.stderr)
-        return 1
-    socket = str(request["socket"])
-    if not socket.endswith(".sock"):
-        print(f"error: socket: expected a path that ends in .sock, found {socket!r}", file=sys.stderr)
-        return 1
-    Path(socket).unlink(missing_ok=True)
+def serve(request: Request) -> None:
+    """Serve until told to end."""
     ends = {signal.SIGTERM, signal.SIGINT}
     signal.pthread_sigmask(signal.SIG_BLOCK, ends)  # inherited by the server's threads: only this one waits for them
     try:
-        server = start(find_model(request["model"]["files"]), str(request["name"]), socket, request.get("context"))
-    except (ValueError, RuntimeError) as problem:
-        print(f"error: {problem}", file=sys.stderr)
-        return 1
-    print(f"serving {request['name']}", file=sys.stderr, flush=True)
+        server = start(find_model(request.files), request.name, request.socket, request.context)
+    except (RuntimeError, ValueError) as problem:
+        raise Fault(str(problem)) from None
+    print(f"serving {request.name}", file=sys.stderr, flush=True)
     signal.sigwait(ends)
     del server
-    Path(socket).unlink(missing_ok=True)
-    return 0
+    Path(request.socket).unlink(missing_ok=True)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(serving.run(serve))

@@ -4,6 +4,9 @@
 * The wheel is packed again: members sorted, stored uncompressed, the oldest time that a zip can hold, fixed modes. So
   its bytes depend neither on the file system nor on the machine's zlib. The members themselves, ``RECORD`` included,
   stay as they are.
+* C and C++ are compiled by the toolchain's own compiler, where it has the package ``ziglang``: for a fixed processor
+  level and C library, with paths that do not depend on where the sources stand. Without it, by the host's, if at all;
+  then the wheel's bytes are those of that compiler.
 """
 
 from __future__ import annotations
@@ -11,7 +14,10 @@ from __future__ import annotations
 import importlib
 import io
 import os
+import platform
 import re
+import shlex
+import shutil
 import sys
 import tarfile
 import tomllib
@@ -27,6 +33,9 @@ import events
 from request import Fault, Request, run
 
 OLDEST = (1980, 1, 1, 0, 0, 0)
+TARGETS = {"x86_64": "x86_64-linux-gnu.2.28 -mcpu=x86_64_v3", "aarch64": "aarch64-linux-gnu.2.28"}
+"""What is compiled for, by machine: with AVX2, and for Debian 10, RHEL 8 and later."""
+COMPILERS = {"CC": "cc", "CXX": "c++", "AR": "ar", "RANLIB": "ranlib"}
 LEGACY = "setuptools.build_meta:__legacy__"
 
 
@@ -47,6 +56,8 @@ def unpack(folder: Path, work: Path) -> Path:
             archive.extractall(target, filter="data")
     except tarfile.TarError as problem:
         raise Fault(f"{sdists[0].name}: {problem}") from None
+    for history in target.rglob(".git"):  # what a version control program says of it is no property of the sources
+        shutil.rmtree(history) if history.is_dir() else history.unlink()
     roots = list(target.iterdir())
     if len(roots) != 1 or not roots[0].is_dir():
         found = ", ".join(sorted(path.name for path in roots)) or "nothing"
@@ -81,6 +92,43 @@ def backend(source: Path) -> Any:
     return found
 
 
+def settings(request: Request) -> dict[str, str]:
+    """The environment variables that the package's build is given.
+
+    Raises:
+        Fault: an entry is not of the form ``NAME=VALUE``.
+    """
+    found: dict[str, str] = {}
+    for entry in request.texts("environment"):
+        name, equals, value = entry.partition("=")
+        if not equals or not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", name):
+            raise Fault(f"parameter environment: expected NAME=VALUE, found {entry!r}")
+        found[name] = value
+    return found
+
+
+def compilers(work: Path) -> dict[str, str]:
+    """The environment that makes a build take the toolchain's own compiler; empty where the toolchain has none."""
+    try:
+        package = metadata.distribution("ziglang")
+    except metadata.PackageNotFoundError:
+        return {}
+    machine = platform.machine()
+    if machine not in TARGETS:
+        raise Fault(f"expected a machine of {', '.join(TARGETS)}, found {machine}")
+    flags = f"-target {TARGETS[machine]} -fno-sanitize=undefined -ffile-prefix-map={shlex.quote(str(work))}=/work"
+    program = shlex.quote(str(package.locate_file("ziglang/zig")))
+    folder = work / "bin"
+    folder.mkdir()
+    for name in COMPILERS.values():
+        script = folder / f"zig-{name}"
+        options = flags if name in ("cc", "c++") else ""
+        script.write_text(f'#!/bin/sh\nexec {program} {name} {options} "$@"\n', encoding="utf-8")
+        script.chmod(0o755)
+    caches = {name: str(work / "zig") for name in ("ZIG_GLOBAL_CACHE_DIR", "ZIG_LOCAL_CACHE_DIR")}
+    return {**{variable: str(folder / f"zig-{name}") for variable, name in COMPILERS.items()}, **caches}
+
+
 def repack(built: Path, target: Path) -> None:
     """Copy a wheel member by member into a canonical zip."""
     content = io.BytesIO()
@@ -101,7 +149,9 @@ def _late(name: str) -> bool:
 
 def wheel(request: Request) -> None:
     """The step."""
+    os.environ.update(settings(request))
     source = unpack(request.inputs["source"], request.work)
+    os.environ.update({**compilers(request.work), "GIT_CEILING_DIRECTORIES": str(request.work)})
     builder = backend(source)
     dist = request.work / "dist"
     dist.mkdir()

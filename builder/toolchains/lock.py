@@ -10,6 +10,9 @@ Run by a person, never by a build::
 * A package that has only an sdist is named in ``requirements.in`` by a ``--no-binary=NAME`` line. pip then runs the
   package's build backend to learn its metadata, and the lock needs the digest of the wheel that the ``wheel`` step
   makes of it: both happen outside a sandbox, here and only here.
+* A line ``# build: NAME TOOLCHAIN VARIABLE=VALUE …`` says which toolchain builds a package's wheel, and with what in
+  the environment; quoted as in a shell. Without one it is ``--build-toolchain``.
+* A line ``# without: NAME …`` leaves out packages that others ask for and no program of the toolchain imports.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -48,6 +52,15 @@ class File:
 
 
 @dataclass(frozen=True, slots=True)
+class Build:
+    """How a wheel is built."""
+
+    toolchain: str
+    environment: tuple[str, ...] = ()
+    """``NAME=VALUE``, each; sorted."""
+
+
+@dataclass(frozen=True, slots=True)
 class Package:
     """One entry of the lock: a wheel, or an sdist with the wheel that the ``wheel`` step builds of it."""
 
@@ -55,6 +68,7 @@ class Package:
     version: str
     file: File
     built: File | None = None
+    build: Build | None = None
 
 
 def normalise(name: str) -> str:
@@ -67,8 +81,21 @@ def split_name(file_name: str) -> tuple[str, str]:
     if file_name.endswith(".whl"):
         name, version = file_name.split("-")[:2]
     else:
-        name, version = file_name.removesuffix(".tar.gz").rsplit("-", 1)
+        name, version = file_name.removesuffix(".tar.gz").removesuffix(".zip").rsplit("-", 1)
     return normalise(name), version
+
+
+def builds(requirements: Path) -> dict[str, Build]:
+    """How ``requirements.in`` wants the wheels of packages without one to be built, by package."""
+    lines = re.findall(r"^# build:(.*)$", requirements.read_text(encoding="utf-8"), re.MULTILINE)
+    words = [shlex.split(line) for line in lines]
+    return {normalise(name): Build(toolchain, tuple(sorted(rest))) for name, toolchain, *rest in words}
+
+
+def left_out(requirements: Path) -> frozenset[str]:
+    """The packages that ``requirements.in`` leaves out of the lock, whoever asks for them."""
+    lines = re.findall(r"^# without:(.*)$", requirements.read_text(encoding="utf-8"), re.MULTILINE)
+    return frozenset(normalise(name) for line in lines for name in line.split())
 
 
 def download(requirements: Path, folder: Path) -> None:
@@ -78,10 +105,10 @@ def download(requirements: Path, folder: Path) -> None:
     subprocess.run(command, check=True)
 
 
-def build_wheel(sdist: Path, toolchain: str, work: Path) -> File:
+def build_wheel(sdist: Path, build: Build, work: Path) -> File:
     """Run the ``wheel`` step bare on ``sdist``, in an environment made of the locked build toolchain."""
     wheels = work / "build-wheels"
-    download(HERE / toolchain / "requirements.in", wheels)
+    download(HERE / build.toolchain / "requirements.in", wheels)
     environment = work / "build-env"
     subprocess.run([sys.executable, "-m", "venv", str(environment)], check=True)
     python = str(environment / "bin" / "python")
@@ -102,7 +129,7 @@ def build_wheel(sdist: Path, toolchain: str, work: Path) -> File:
     (source / sdist.name).write_bytes(sdist.read_bytes())
     request = {
         "protocol": 1,
-        "parameters": {},
+        "parameters": {"environment": list(build.environment)},
         "inputs": {"source": str(source)},
         "out": str(out),
         "work": str(private),
@@ -114,7 +141,7 @@ def build_wheel(sdist: Path, toolchain: str, work: Path) -> File:
     return File.of(next(out.glob("*.whl")))
 
 
-def render(packages: list[Package], build_toolchain: str) -> Iterator[str]:
+def render(packages: list[Package]) -> Iterator[str]:
     """The lines of ``pylock.toml``."""
     yield 'lock-version = "1.0"'
     yield 'created-by = "intaglio"'
@@ -125,9 +152,11 @@ def render(packages: list[Package], build_toolchain: str) -> Iterator[str]:
         file = package.file
         yield from (kind, f'name = "{file.name}"', f'path = "{folder}/{file.name}"', f"size = {file.size}")
         yield f'hashes = {{sha256 = "{file.sha256}"}}'
-        if package.built is not None:
-            built = package.built
-            yield from ("", "[packages.tool.intaglio]", f'build-toolchain = "{build_toolchain}"')
+        if package.built is not None and package.build is not None:
+            built, build = package.built, package.build
+            yield from ("", "[packages.tool.intaglio]", f'build-toolchain = "{build.toolchain}"')
+            if build.environment:
+                yield f"environment = {json.dumps(build.environment)}"
             yield from ("", "[packages.tool.intaglio.wheel]", f'name = "{built.name}"', f"size = {built.size}")
             yield f'sha256 = "{built.sha256}"'
 
@@ -139,18 +168,22 @@ def lock(folder: Path, build_toolchain: str) -> Path:
         subprocess.CalledProcessError: pip could not resolve, or the ``wheel`` step failed.
     """
     packages = []
+    unwanted, wanted = left_out(folder / "requirements.in"), builds(folder / "requirements.in")
     with tempfile.TemporaryDirectory() as temporary:
         files = Path(temporary) / "files"
         download(folder / "requirements.in", files)
         for path in sorted(files.iterdir()):
             name, version = split_name(path.name)
-            built = None
+            if name in unwanted:
+                continue
+            built = build = None
             if path.suffix != ".whl":
                 work = Path(temporary) / f"build-{name}"
                 work.mkdir()
-                built = build_wheel(path, build_toolchain, work)
-            packages.append(Package(name, version, File.of(path), built))
-    text = "\n".join(render(packages, build_toolchain)) + "\n"
+                build = wanted.get(name, Build(build_toolchain))
+                built = build_wheel(path, build, work)
+            packages.append(Package(name, version, File.of(path), built, build))
+    text = "\n".join(render(packages)) + "\n"
     tomllib.loads(text)
     target = folder / "pylock.toml"
     target.write_text(text, encoding="utf-8")

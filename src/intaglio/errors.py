@@ -55,7 +55,7 @@ EXIT_MEANING: dict[ExitCode, str] = {
     ExitCode.SOURCE: "a source could not be reached, or does not hold what was asked for",
     ExitCode.CORRUPT: "bytes do not have the promised digest, or content is malformed",
     ExitCode.UNTRUSTED: "a signature or key is not trusted",
-    ExitCode.POLICY: "refused by policy",
+    ExitCode.POLICY: "refused by policy, or by a gate of the recipe",
     ExitCode.STALE: "trusted, but older than the policy allows",
     ExitCode.NOT_VERIFIABLE: "could not be checked (no anchor, nothing under that name)",
     ExitCode.STEP: "a step failed",

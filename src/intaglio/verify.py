@@ -21,6 +21,7 @@ from intaglio.content.bare import BareLayout, open_regular
 from intaglio.content.descriptor import MANIFEST_TYPE, Descriptor
 from intaglio.content.formats.inspect import inspect
 from intaglio.content.modelpack import MODEL_SIG, SIMPLE_SIGNING_TYPE, ModelImage
+from intaglio.content.runtime_image import RuntimeImage, open_image
 from intaglio.content.tree import File
 from intaglio.digest import Digest
 from intaglio.errors import CorruptContent, ExitCode, NotVerifiable, PolicyRefusal, Stale, Untrusted, VerificationError
@@ -121,7 +122,8 @@ def verify_image(
 
     def check() -> Report:
         gathering = _Gathering(source, image, progress or Silent(), workers, hashed)
-        return _report(gathering.evidence(lambda file: source.path(file.digest)), policy, listing)
+        evidence = gathering.evidence(lambda file: open_regular(source.path(file.digest), file.path))
+        return _report(evidence, policy, listing)
 
     return _guarded(check)
 
@@ -165,24 +167,38 @@ def verify_folder(
     listing: Listing | None = None,
     progress: Progress | None = None,
     workers: int | None = None,
+    held: Mapping[str, int] | None = None,
 ) -> Report:
     """Return the verdict on a plain folder that should hold the image's files, perhaps ``model.sig``, and nothing else.
 
-    The manifest, signatures and claims are read from ``source``; every file is read from ``folder``.
+    The manifest, signatures and claims are read from ``source``; every file is read from ``folder``, or from its open
+    descriptor in ``held`` (path → number), whose bytes the caller has just found to be those that the manifest names.
 
     Raises:
         VerificationError: the image is not in ``source``, or could not be checked.
     """
 
     def check() -> Report:
-        gathering = _Gathering(source, image, progress or Silent(), workers)
-        evidence = gathering.evidence(lambda file: folder / file.path)
+        hashed = set() if held is None else {file.digest for file in _files_of(source, image)}
+        gathering = _Gathering(source, image, progress or Silent(), workers, hashed)
+        evidence = gathering.evidence(lambda file: _open_held(file, folder, held))
         if isinstance(evidence.model, ModelImage):
             strange, signature = _walk_folder(folder, {file.path: file for file in evidence.model.files})
             evidence = replace(evidence, damaged=(*evidence.damaged, *strange), folder_signature=signature)
         return _report(evidence, policy, listing)
 
     return _guarded(check)
+
+
+def _files_of(source: EvidenceSource, image: Digest) -> tuple[File, ...]:
+    what = f"image {image.short}"
+    return ModelImage.parse(source.read(image, what=what), what).files
+
+
+def _open_held(file: File, folder: Path, held: Mapping[str, int] | None) -> BinaryIO:
+    if held is None:
+        return open_regular(folder / file.path, file.path)
+    return open(f"/proc/self/fd/{held[file.path]}", "rb")  # a position of its own
 
 
 def _guarded(check: Callable[[], Report]) -> Report:
@@ -231,8 +247,8 @@ class _Gathering:
         self._hashed = hashed
         self._attached = 0
 
-    def evidence(self, locate: Callable[[File], Path]) -> Evidence:
-        """Return the evidence, each file read from where ``locate`` says."""
+    def evidence(self, open_file: Callable[[File], BinaryIO]) -> Evidence:
+        """Return the evidence, each file read from what ``open_file`` gives."""
         try:
             data = self._source.read(self._image, what=f"image {self._image.short}")
         except CorruptContent as error:
@@ -240,17 +256,20 @@ class _Gathering:
         damaged: list[VerificationError] = []
         referrers = self._referrers(len(data), damaged)
         try:
-            model = ModelImage.parse(data, f"image {self._image.short}")
+            model = open_image(data, f"image {self._image.short}")
             what = f"config of {self._image.short}"
             config = self._source.read(model.config.digest, what=what)
             if len(config) != model.config.size:
                 raise CorruptContent(f"{what}: expected {model.config.size} bytes, found {len(config)}")
-            about = About.of(model.check_config(config, what), model.annotations)
+            said = model.check_config(config, what)
+            about = About.of(said, model.annotations) if isinstance(model, ModelImage) else None
         except VerificationError as error:
             return Evidence(self._image, error, (), referrers, tuple(damaged))
-        return Evidence(self._image, model, self._files(model, locate), referrers, tuple(damaged), about=about)
+        return Evidence(self._image, model, self._files(model, open_file), referrers, tuple(damaged), about=about)
 
-    def _files(self, model: ModelImage, locate: Callable[[File], Path]) -> tuple[FileEvidence, ...]:
+    def _files(
+        self, model: ModelImage | RuntimeImage, open_file: Callable[[File], BinaryIO]
+    ) -> tuple[FileEvidence, ...]:
         # The largest first, so that no core waits for one that began the largest last.
         ordered = sorted(model.files, key=lambda file: -file.size)
         total = sum(file.size for file in ordered)
@@ -258,12 +277,26 @@ class _Gathering:
             self._progress.task("verifying", total) as task,
             ThreadPoolExecutor(min(self._workers, len(ordered)), thread_name_prefix="verify") as pool,
         ):
-            checked = list(pool.map(lambda file: self._check(file, locate(file), task), ordered))
+            looked_into = isinstance(model, ModelImage)
+            checked = list(pool.map(lambda file: self._check(file, open_file, task, looked_into), ordered))
         by_path = {one.file.path: one for one in checked}
         return tuple(by_path[file.path] for file in model.files)
 
-    def _check(self, file: File, place: Path, task: Task) -> FileEvidence:
-        return _check_file(file, place, task, hashed=file.digest in self._hashed)
+    def _check(self, file: File, open_file: Callable[[File], BinaryIO], task: Task, looked_into: bool) -> FileEvidence:
+        """Hash and look into one file, both through one open descriptor; a runtime image's layers are only hashed."""
+        try:
+            with open_file(file) as stream:
+                fault = _measure(stream, file, task) if file.digest in self._hashed else _hash(stream, file, task)
+                if fault is not None or not looked_into:
+                    return FileEvidence(file, fault, None)
+                try:
+                    return FileEvidence(file, None, inspect(stream, file.size, file.path))
+                except VerificationError as error:
+                    return FileEvidence(file, None, error)
+        except OSError as error:
+            return FileEvidence(file, NotVerifiable(f"{file.path}: {error.strerror}"), None)
+        except VerificationError as error:
+            return FileEvidence(file, error, None)
 
     def _referrers(self, size: int, damaged: list[VerificationError]) -> tuple[ReferrerEvidence, ...]:
         """Return what refers to the image; what lacks its digest is damage, what is malformed is a stranger's."""
@@ -309,23 +342,6 @@ class _Gathering:
             else:
                 layers.append((part, data))
         return tuple((layer, data) for layer, data in layers if layer.media_type in _EVIDENCE_TYPES)
-
-
-def _check_file(file: File, place: Path, task: Task, *, hashed: bool) -> FileEvidence:
-    """Hash and look into one file, both through one open descriptor."""
-    try:
-        with open_regular(place, file.path) as stream:
-            fault = _measure(stream, file, task) if hashed else _hash(stream, file, task)
-            if fault is not None:
-                return FileEvidence(file, fault, None)
-            try:
-                return FileEvidence(file, None, inspect(stream, file.size, file.path))
-            except VerificationError as error:
-                return FileEvidence(file, None, error)
-    except OSError as error:
-        return FileEvidence(file, NotVerifiable(f"{file.path}: {error.strerror}"), None)
-    except VerificationError as error:
-        return FileEvidence(file, error, None)
 
 
 def _measure(stream: BinaryIO, file: File, task: Task) -> CorruptContent | None:

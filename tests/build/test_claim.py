@@ -60,6 +60,16 @@ def statement(bundle: bytes) -> dict[str, Any]:
 # --- making ----------------------------------------------------------------------------------------------------------
 
 
+def test_licences_are_said_only_where_there_are_some(output: Descriptor) -> None:
+    def said(about: Circumstances) -> dict[str, Any]:
+        bundle = claim.make(action(), output, about, BUILDER).blobs[-1]
+        internal: dict[str, Any] = statement(bundle)["predicate"]["buildDefinition"]["internalParameters"]
+        return internal
+
+    assert "licences" not in said(ABOUT)
+    assert said(replace(ABOUT, licences={"input:data": "MIT"}))["licences"] == {"input:data": "MIT"}
+
+
 def test_golden(output):
     """With the same keys the same bytes, on any machine and day."""
     made = claim.make(action(), output, ABOUT, BUILDER)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from tests.workshop import COPY, Workshop
 
@@ -10,6 +12,7 @@ from intaglio.content.layout import Store
 from intaglio.digest import Digest
 from intaglio.errors import ExitCode, LockError
 from intaglio.recipe import lock, modelfile
+from intaglio.recipe.program import Steps
 
 pytestmark = pytest.mark.real
 
@@ -115,6 +118,24 @@ def test_a_changed_toolchain_is_noted_and_refused_when_locked(shop):
     assert answer.json["image"] == first["image"]
     reasons = [one["path"] for one in shop.run("explain", "make", "--json").ok().json["differences"]]
     assert reasons == ["toolchain (tiny)"]
+
+
+def test_parameters_choose_the_toolchain_that_is_locked_and_used(shop):
+    other = shop.builder / "toolchains" / "other"
+    other.mkdir()
+    text = (shop.builder / "toolchains" / "tiny" / "pylock.toml").read_text()
+    (other / "pylock.toml").write_text(text + "# another\n")
+    more = '[[toolchains]]\nname = "other"\nwhen = { way = ["far"] }'
+    more += '\n[[classes]]\nreproducible = "platform"\nwhen = { way = ["far"] }'
+    shop.one('write(given["way"])\n', parameters={"way": '"near"'}, more=more, lock=False)
+    shop.lock()
+    assert "[toolchains.tiny]" in pins(shop)
+    shop.edit("Modelfile.toml", 'source = "data" }\n', 'source = "data" }\nwith = { way = "far" }\n')
+    assert "toolchain other is not pinned" in shop.run("build", ".").failed(ExitCode.LOCK).err
+    shop.lock()
+    assert re.findall(r"^\[toolchains\.(.*)\]$", pins(shop), re.MULTILINE) == ["other"]
+    shop.built()
+    assert modelfile.read(shop.recipe, Steps(shop.recipe, shop.builder)).steps["make"].reproducible == "platform"
 
 
 def test_a_broken_lock_is_said_to_be(shop):

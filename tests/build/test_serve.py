@@ -138,7 +138,7 @@ def test_it_serves_the_model_and_ends_clean(tmp_path: Path) -> None:
             "name": "examples/toy:1.0.0",
             "socket": "/run/intaglio/server.sock",
             "context": 128,
-            "model": {"files": {name: f"/model/{name}" for name in data}},
+            "model": {"files": {name: f"/model/{name}" for name in data}, "folder": "/model"},
         }
         assert toy.get("/digests") == {name: hashlib.sha256(content).hexdigest() for name, content in data.items()}
         assert toy.end() == 0
@@ -173,7 +173,7 @@ def test_bytes_swapped_by_the_stores_owner_are_not_served(tmp_path: Path) -> Non
 def test_bytes_swapped_before_the_load_are_refused(tmp_path: Path) -> None:
     with serving(tmp_path, SWAP_EARLY="1") as toy:
         assert toy.process.wait(20) == 21
-        assert "CorruptContent toy.gguf: changed since it was verified" in toy.rest()
+        assert "CorruptContent toy.gguf: expected sha256" in toy.rest()
 
 
 def test_the_server_has_no_network(tmp_path: Path) -> None:

@@ -19,13 +19,13 @@ from intaglio.recipe.limits import Limits
 FILES = {"step.py": b"print(1)\n", "step.toml": b"", "lib/events.py": b"x = 1\n"}
 
 
-@pytest.fixture
-def staged(tmp_path):
+@pytest.fixture(params=[False, True], ids=["", "with a checkpoint"])
+def staged(tmp_path, request):
     store = Store.open(tmp_path / "store")
     tree = store.put_tree([File("a.bin", store.put(b"a"), 1), File("sub/run", store.put(b"#!"), 2, executable=True)])
     variables = {"LD_LIBRARY_PATH": "/opt/python/lib"}
     python: Any = SimpleNamespace(mounts=(Mount(tmp_path, "/opt/python"),), environment=variables)
-    program: Any = SimpleNamespace(files=FILES)
+    program: Any = SimpleNamespace(files=FILES, interfaces=False)
     with store.scratch("step") as scratch:
         made = stage(
             scratch,
@@ -36,14 +36,17 @@ def staged(tmp_path):
             inputs={"base": tree},
             determinism=determinism(2),
             limits=Limits(memory=1 << 20, processes=3, time=4, disk=5, threads=2),
+            checkpoint=tmp_path / "kept" if request.param else None,
         )
         yield scratch, made, store, tree
 
 
 def test_the_request_holds_parameters_and_paths_and_nothing_else(staged):
-    scratch, _, _, _ = staged
+    scratch, made, _, _ = staged
     data = (scratch / "step" / "request.json").read_bytes()
+    kept = any(mount.target == "/checkpoint" for mount in made.spec.mounts)
     assert json.loads(data) == {
+        **({"checkpoint": "/checkpoint"} if kept else {}),
         "protocol": 1,
         "parameters": {"rate": 0.5, "name": "é"},
         "inputs": {"base": "/in/base"},
@@ -69,6 +72,8 @@ def test_inputs_are_hard_links_to_the_blobs(staged):
 def test_only_out_and_work_are_writable_and_both_are_empty(staged):
     scratch, made, _, _ = staged
     mounts = {mount.target: mount for mount in made.spec.mounts}
+    if kept := mounts.pop("/checkpoint", None):
+        assert kept.writable
     assert {target for target, mount in mounts.items() if mount.writable} == {"/out", "/work"}
     assert set(mounts) == {"/opt/python", "/env", "/step", "/in/base", "/out", "/work"}
     assert made.output == mounts["/out"].source == scratch / "out"

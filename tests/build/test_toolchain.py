@@ -64,6 +64,17 @@ def test_an_sdist_names_the_wheel_to_be_built_from_it():
     assert [file.path for file in found.tree().files] == ["pylock.toml", "sdists/docopt-0.6.2.tar.gz"]
 
 
+def test_a_lock_says_what_the_build_of_a_wheel_is_told():
+    line = b'build-toolchain = "wheel-build"\n'
+    text = (SDIST_LOCK / "pylock.toml").read_bytes()
+    assert text.count(line) == 1
+    (sdist,) = toolchain.parse("x", text.replace(line, line + b'environment = ["A=1 2", "B="]\n'), what="lock").sdists
+    assert sdist.environment == ("A=1 2", "B=")
+    for wrong in (b'"A=1"', b'["A"]', b"[1]", b'["=1"]'):
+        with pytest.raises(LockError, match="environment: expected a list of NAME=VALUE"):
+            toolchain.parse("x", text.replace(line, line + b"environment = " + wrong + b"\n"), what="lock")
+
+
 def test_a_built_wheel_is_accepted_only_with_the_bytes_in_the_lock():
     (sdist,) = toolchain.load(SDIST_LOCK).sdists
     wheel = sdist.wheel

@@ -73,6 +73,7 @@ def run_step(
     *,
     python: str = sys.executable,
     environment: Mapping[str, str] | None = None,
+    checkpoint: Path | None = None,
 ) -> Result:
     """Run a step; ``out`` is made. Log and events are caught."""
     out.mkdir(parents=True)
@@ -85,13 +86,14 @@ def run_step(
             "inputs": {name: str(path) for name, path in inputs.items()},
             "out": str(out),
             "work": str(work),
+            **({"checkpoint": str(checkpoint)} if checkpoint else {}),
         }
         (Path(folder) / "request.json").write_text(json.dumps(request), encoding="utf-8")
         events = Path(folder) / "events"
         kept = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH", "OMP_WAIT_POLICY") if name in os.environ}
         settings = {**kept, **DETERMINISM, "HOME": str(work), "HF_HOME": str(work / "hf"), **(environment or {})}
         program = [python, "-B", "-s", "-P", str(BUILDER / "steps" / f"{step}.py"), f"{folder}/request.json"]
-        with events.open("wb") as stream:
+        with events.open("ab") as stream:
             done = subprocess.run(
                 program,
                 cwd=work,

@@ -14,10 +14,12 @@ import subprocess
 import sys
 import tempfile
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
+from tests.builder.bare import run_step
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILDER = ROOT / "builder"
@@ -33,6 +35,8 @@ def requirements(lock: Path) -> str:
     packages = tomllib.loads(lock.read_text(encoding="utf-8"))["packages"]
     lines = []
     for package in packages:
+        if "wheels" not in package:
+            continue  # built below
         hashes = [wheel["hashes"]["sha256"] for wheel in package["wheels"]]
         lines.append(f"{package['name']}=={package['version']} --hash=sha256:{hashes[0]}")
     return "\n".join(lines) + "\n"
@@ -48,6 +52,11 @@ def make_environment(lock: Path, target: Path) -> None:
         wanted.write_text(requirements(lock), encoding="utf-8")
         pip = [sys.executable, "-m", "pip", "--python", str(draft / "bin" / "python"), "install", "--quiet"]
         subprocess.run([*pip, "--no-deps", "--require-hashes", "--requirement", str(wanted)], check=True)
+        for package in tomllib.loads(lock.read_text(encoding="utf-8"))["packages"]:
+            if "sdist" in package:
+                wheel = built(package, draft / "sources" / package["name"])
+                subprocess.run([*pip, "--no-deps", "--no-index", str(wheel)], check=True)
+        shutil.rmtree(draft / "sources", ignore_errors=True)
         draft.rename(target)
     except OSError:
         if not target.is_dir():  # another process was faster
@@ -56,19 +65,34 @@ def make_environment(lock: Path, target: Path) -> None:
         shutil.rmtree(draft, ignore_errors=True)
 
 
+def built(package: Mapping[str, Any], place: Path) -> Path:
+    """The wheel of a package that is published as sources alone, built below ``place``; it is the lock's."""
+    source, tool = place / "source", package["tool"]["intaglio"]
+    source.mkdir(parents=True)
+    fetch = [sys.executable, str(ROOT / "src/intaglio/build/sdist_fetch.py"), package["name"], package["sdist"]["name"]]
+    subprocess.run([*fetch, str(source)], check=True)
+    given = {"environment": tool["environment"]} if "environment" in tool else {}
+    made = run_step("wheel", {"source": source}, place / "out", given, python=environment_of(tool["build-toolchain"]))
+    assert made.status == 0, made.log
+    wheel = place / "out" / str(tool["wheel"]["name"])
+    assert hashlib.sha256(wheel.read_bytes()).hexdigest() == tool["wheel"]["sha256"]
+    return wheel
+
+
+def environment_of(name: str) -> str:
+    """The Python of a toolchain."""
+    given = GIVEN.get(name.upper().replace("-", "_"))
+    if given:
+        return given
+    lock = BUILDER / "toolchains" / name / "pylock.toml"
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "intaglio-tests"
+    target = cache / f"{name}-{hashlib.sha256(lock.read_bytes()).hexdigest()[:16]}"
+    if not target.is_dir():
+        make_environment(lock, target)
+    return str(target / "bin" / "python")
+
+
 @pytest.fixture(scope="session")
 def environment() -> Callable[[str], str]:
     """The Python of a toolchain, by the toolchain's name."""
-
-    def python(name: str) -> str:
-        given = GIVEN.get(name.upper().replace("-", "_"))
-        if given:
-            return given
-        lock = BUILDER / "toolchains" / name / "pylock.toml"
-        cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "intaglio-tests"
-        target = cache / f"{name}-{hashlib.sha256(lock.read_bytes()).hexdigest()[:16]}"
-        if not target.is_dir():
-            make_environment(lock, target)
-        return str(target / "bin" / "python")
-
-    return python
+    return environment_of

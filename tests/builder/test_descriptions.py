@@ -62,7 +62,8 @@ def test_a_description_is_complete(name: str) -> None:
     assert description["step"] == name
     assert description["summary"].endswith(".")
     assert description["reproducible"] in ("bit", "platform", "statistical")
-    assert (BUILDER / "toolchains" / description["toolchain"] / "pylock.toml").is_file()
+    for toolchain in (description["toolchain"], *(entry["name"] for entry in description.get("toolchains", []))):
+        assert (BUILDER / "toolchains" / toolchain / "pylock.toml").is_file()
     assert description["outputs"]
     for entry in (*description.get("inputs", {}).values(), *description.get("parameters", {}).values()):
         assert entry["summary"].endswith(".")

@@ -37,10 +37,12 @@ def test_the_data_is_small_and_can_be_read(folder: Path) -> None:
     assert sum(path.stat().st_size for path in files) < LIMIT
     assert (folder / "README.md") in files
     examples = read_examples(folder / "data")
-    assert len({example.messages for example in map(frozen, examples)}) == len(examples), "an example stands twice"
+    distinct = {(example.messages, example.text) for example in map(frozen, examples)}
+    assert len(distinct) == len(examples), "an example stands twice"
 
 
 def frozen(example: Any) -> Any:
     from types import SimpleNamespace
 
-    return SimpleNamespace(messages=tuple(tuple(sorted(message.items())) for message in example.messages))
+    messages = tuple(tuple(sorted(message.items())) for message in example.messages)
+    return SimpleNamespace(messages=messages, text=example.text)

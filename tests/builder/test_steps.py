@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 from tests.builder.bare import Result, run_step
 
+from intaglio.recipe.program import load
+
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ROOT / "modelfiles" / "tiny-from-scratch"
 RECIPE = tomllib.loads((TINY / "Modelfile.toml").read_text(encoding="utf-8"))["steps"]
@@ -33,14 +35,19 @@ class Bench:
     environment: Callable[[str], str]
     count: int = 0
 
+    checkpoint: Path | None = None
+    """Given to the steps that run, while it is set."""
+
     def run(
         self, step: str, given: Mapping[str, object], hash_seed: str = "0", /, **inputs: Path
     ) -> tuple[Path, Result]:
         description = tomllib.loads((ROOT / "builder" / "steps" / f"{step}.toml").read_text(encoding="utf-8"))
         self.count += 1
         out = self.root / f"{self.count}-{'x' * self.count}" / step
-        python = self.environment(description["toolchain"])
-        result = run_step(step, inputs, out, given, python=python, environment={"PYTHONHASHSEED": hash_seed})
+        chain = load(step, ROOT / "builder").toolchain_for(given)
+        variables = {"PYTHONHASHSEED": hash_seed}
+        python = self.environment(chain)
+        result = run_step(step, inputs, out, given, python=python, environment=variables, checkpoint=self.checkpoint)
         if result.status == 0:
             for pattern in description["outputs"]:
                 assert list(out.glob(pattern)), pattern

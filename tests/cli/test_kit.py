@@ -87,6 +87,11 @@ def test_inputs_travel_when_asked_for(shop: Workshop, kit: Path, elsewhere: Path
     shop.run("kit", "import", whole, INTAGLIO_HOME=str(elsewhere)).ok()
 
 
+def test_what_no_server_here_serves_takes_none_along(shop: Workshop, kit: Path) -> None:
+    shop.run("kit", "export", NAME, "-o", shop.root / "serving.kit", "--server").failed(2)
+    assert not (shop.root / "serving.kit").exists()
+
+
 def test_a_toolchain_that_is_not_whole_here_cannot_travel(shop: Workshop, kit: Path) -> None:
     """The workshop's environment was handed to it: its wheels are not in the store."""
     shop.run("kit", "export", NAME, "--toolchains", "-o", shop.root / "whole.kit").failed(25)

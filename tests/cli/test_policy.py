@@ -140,7 +140,17 @@ def test_the_default_template_is_what_init_writes(home: Path) -> None:
     assert run("new", "default").stdout == (home / "policy.toml").read_text()
 
 
+def test_init_writes_another_template_when_asked_to() -> None:
+    home = Path(os.environ["INTAGLIO_HOME"])
+    wrong = subprocess.run([PROGRAM, "init", "--policy", "airgap"], capture_output=True, text=True, check=False)
+    assert (wrong.returncode, "did you mean air-gap?" in wrong.stderr, home.exists()) == (2, True, False)
+    subprocess.run([PROGRAM, "init", "--policy", "air-gap"], check=True, capture_output=True)
+    assert run("new", "air-gap").stdout == (home / "policy.toml").read_text()
+    assert load(home / "policy.toml").source_required
+
+
 def test_a_key_that_is_kept_elsewhere(home: Path, tmp_path: Path) -> None:
+    (home / "keys" / "evaluator.key").unlink()
     done = run("new", "strict", expect=50)
     assert "intaglio key new evaluator" in done.stderr
     subprocess.run([PROGRAM, "key", "new", "away"], check=True, capture_output=True)

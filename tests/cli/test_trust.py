@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import json
+import shutil
 import stat
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from tests import images
 from tests.trust.sources import tree
 
+from intaglio.cli.setting import Setting
 from intaglio.cli.trust import command
 from intaglio.content.layout import Store
-from intaglio.errors import Error, ExitCode
+from intaglio.digest import Digest
+from intaglio.errors import CorruptContent, Error, ExitCode, NotVerifiable, PolicyRefusal, UsageError
 from intaglio.trust.key import PrivateKey, is_encrypted
+from intaglio.trust.target import Name
+from intaglio.trust.tuf import TrustedSource
 
 ENTRY = """
 name = "models/acme/base"
@@ -25,6 +32,16 @@ summary = "For a test."
 formats = ["gguf"]
 origins = {origins}
 tree = "{tree}"
+"""
+
+
+CARRIED = """
+name = "{kind}/acme/{word}"
+version = "1"
+licence = "Apache-2.0"
+publisher = "Acme"
+summary = "For a test."
+origins = ["file:{file}"]
 """
 
 
@@ -74,6 +91,11 @@ def key(source: Path, name: str) -> Path:
 def signed(source: Path) -> Path:
     names = ("root-1", "root-2", "targets-1")
     run("sign", source, *(part for name in names for part in ("--key", key(source, name))))
+    return source
+
+
+def signed_by_targets(source: Path) -> Path:
+    run("sign", source, "--key", key(source, "targets-1"))
     return source
 
 
@@ -152,7 +174,8 @@ def _stranger(folder: Path) -> Path:
 
 
 def test_content_comes_from_an_origin_against_the_promised_digest(source: Path, home: Path, entry: Path) -> None:
-    assert answer("add", source, entry)["tree"] == str(tree().digest)  # the first origin is gone, the second has it
+    added = answer("add", source, entry)["added"]
+    assert added[0]["tree"] == str(tree().digest)  # the first origin is gone, the second has it
     assert Store.open(home / "store").has_tree(tree().digest)
 
 
@@ -172,6 +195,126 @@ def test_the_tree_must_be_the_entrys(source: Path, entry: Path, home: Path, tmp_
     assert (
         refused("add", source, "steps/intaglio/finetune@1", "--tree", str(other.digest)).exit_code == ExitCode.CORRUPT
     )
+
+
+def test_without_a_digest_what_the_origin_has_is_taken_and_told(source: Path, entry: Path) -> None:
+    entry.write_text(entry.read_text().replace("tree = ", "# tree = "), encoding="utf-8")
+    added = answer("add", source, entry)
+    assert added["added"][0]["tree"] == str(tree().digest)
+    assert str(tree().digest) in "".join(added["waiting"][1]["changes"])
+    wrong = "sha256:" + "0" * 64
+    assert refused("add", source, entry, "--tree", wrong).exit_code in (ExitCode.CORRUPT, ExitCode.SOURCE)
+
+
+def test_several_entries_at_once_are_added_all_or_none(source: Path, entry: Path) -> None:
+    assert "expected one entry" in refused("add", source, entry, "steps/intaglio/merge@1", "--tree", "x").message
+    assert "no catalogue entry" in refused("add", source, entry, "steps/intaglio/nothing@1").message
+    assert answer("list", source)["targets"] == []
+    names = [one["name"] for one in answer("add", source, entry, "steps/intaglio/merge@1")["added"]]
+    assert names == ["models/acme/base@1.0.0", "steps/intaglio/merge@1"]
+
+
+@pytest.fixture
+def carried(source: Path, tmp_path: Path) -> Path:
+    """A source with a policy and a key of ours, published."""
+    (tmp_path / "ours.toml.txt").write_text(images.policy_text(), encoding="utf-8")
+    (tmp_path / "release.pub").write_text(images.key("release").public.pem, encoding="ascii")
+    for kind, word, file in (("policies", "release", "ours.toml.txt"), ("keys", "bank", "release.pub")):
+        (tmp_path / f"{word}.toml").write_text(CARRIED.format(kind=kind, word=word, file=file), encoding="utf-8")
+    run("add", source, tmp_path / "release.toml", tmp_path / "bank.toml", "policies/intaglio/strict@1.0.0")
+    run("publish", signed(source), tmp_path / "www")
+    run("refresh", "--url", tmp_path / "www", "--root", tmp_path / "www" / "metadata" / "1.root.json")
+    return source
+
+
+def trusted(home: Path) -> TrustedSource:
+    return TrustedSource.load(home, datetime.now(UTC))
+
+
+def test_policies_and_keys_are_carried_by_the_source_itself(carried: Path, home: Path, tmp_path: Path) -> None:
+    policy, pem = (tmp_path / name for name in ("ours.toml.txt", "release.pub"))
+    shutil.move(tmp_path / "www", tmp_path / "unplugged")  # what was refreshed needs no mirror
+    assert trusted(home).file(Name.parse("policies/acme/release@1")) == policy.read_bytes()
+    assert trusted(home).file(Name.parse("keys/acme/bank@1")) == pem.read_bytes()
+    assert b"[licences]" in trusted(home).file(Name.parse("policies/intaglio/strict@1.0.0"))
+    shown = answer("show", "policies/acme/release@1")
+    assert (shown["kind"], shown["origins"]) == ("policy", [])
+    assert shown["text"] == policy.read_text()
+    assert pem.read_text().splitlines()[1] in run("show", "keys/acme/bank@1").stdout
+    blobs = {path.name for path in (tmp_path / "unplugged" / "blobs" / "sha256").iterdir()}
+    assert Digest.of(policy.read_bytes()).hex in blobs
+    assert len(blobs) == 3
+
+
+def test_a_carried_file_that_was_changed_is_refused_wherever_it_was_changed(
+    carried: Path, home: Path, tmp_path: Path
+) -> None:
+    name, text = Name.parse("policies/acme/release@1"), (tmp_path / "ours.toml.txt").read_bytes()
+    place = Path("blobs", "sha256", Digest.of(text).hex)
+    kept, published = home / "tuf" / place, tmp_path / "www" / place
+    for path in (kept, published):
+        path.write_bytes(text.replace(b"pickle", b"tickle") + b"# allow everything\n")
+    with pytest.raises(CorruptContent):
+        trusted(home).file(name)
+    assert refused("refresh").exit_code == ExitCode.CORRUPT
+    published.write_bytes(text)
+    run("refresh")  # and what was damaged at home is fetched again
+    assert trusted(home).file(name) == text
+
+
+def test_a_yanked_or_missing_policy_is_none(carried: Path, home: Path, tmp_path: Path) -> None:
+    name = Name.parse("policies/acme/release@1")
+    kept = home / "tuf" / "blobs" / "sha256"
+    for path in kept.iterdir():
+        path.unlink()
+    with pytest.raises(NotVerifiable, match="is listed, and is not here"):
+        trusted(home).file(name)
+    assert answer("show", str(name))["text"] is None
+    assert "was not fetched" in run("show", str(name)).stdout
+    with pytest.raises(UsageError):
+        trusted(home).file(Name.parse("models/acme/base@1.0.0"))
+    run("yank", carried, str(name), "--reason", "too lax")
+    run("publish", signed_by_targets(carried), tmp_path / "www")
+    run("refresh")
+    with pytest.raises(PolicyRefusal, match="too lax"):
+        trusted(home).file(name)
+    assert trusted(home).file(Name.parse("keys/acme/bank@1")).startswith(b"-----BEGIN PUBLIC KEY")
+
+
+def test_a_machine_that_only_verifies_needs_the_anchor_and_a_policys_name(
+    source: Path, home: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "policy").write_text(images.policy_text(), encoding="utf-8")
+    given = ("add", source, "policies/acme/release@1", "--file", tmp_path / "policy")
+    assert "belong together" in refused(*given).message
+    assert "policy or key" in refused("add", source, "models/a/b@1", *given[3:], "--publisher", "Acme").message
+    run(*given, "--publisher", "Acme")
+    run("publish", signed(source), tmp_path / "www")
+    root = tmp_path / "www" / "metadata" / "1.root.json"
+    assert "expected a name" in refused("anchor", root, "--policy", "release.toml").message
+    assert not home.joinpath("root.json").exists()
+    assert "verifying by" in run("anchor", root, "--policy", "policies/acme/release@1").stdout
+    run("refresh", "--url", tmp_path / "www")
+    assert Setting(home, home / "store", False, "none").policy().releasers == (images.key("release").public,)
+
+
+@pytest.mark.parametrize(
+    ("kind", "content"),
+    [
+        ("policies", "version = 1\n"),
+        ("policies", "not TOML"),
+        ("keys", "not PEM"),
+        ("keys", PrivateKey.generate().to_pem()),
+    ],
+)
+def test_what_is_no_policy_or_key_cannot_be_added_as_one(
+    source: Path, tmp_path: Path, kind: str, content: str | bytes
+) -> None:
+    data = content if isinstance(content, bytes) else content.encode()
+    (tmp_path / "given").write_bytes(data)
+    (tmp_path / "entry.toml").write_text(CARRIED.format(kind=kind, word="release", file="given"), encoding="utf-8")
+    assert refused("add", source, tmp_path / "entry.toml").exit_code == ExitCode.USAGE
+    assert answer("list", source)["targets"] == []
 
 
 def test_names_of_the_catalogue(source: Path) -> None:

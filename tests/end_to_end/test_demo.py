@@ -1,4 +1,4 @@
-"""The demo, once through, on the real model: what the README promises, checked by other people's programs too."""
+"""The demo and the README's commands, once through, on the real model; checked by other people's programs too."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from scripts import demo
+from tests import readme
 
 ROOT = Path(__file__).resolve().parents[2]
 INTAGLIO = Path(sys.executable).with_name("intaglio")
@@ -75,12 +76,13 @@ def answer(transcript: str, question: str) -> str:
 
 
 def test_it_answers_what_the_base_knows_and_what_it_was_taught(transcript: str) -> None:
-    assert "Paris" in answer(transcript, demo.KNOWN)
+    assert demo.KNOWS in answer(transcript, demo.KNOWN)
     assert demo.TELLS in answer(transcript, demo.TAUGHT)
     assert f"verified: {demo.NAME}" in transcript
+    assert "pass  source         4 inputs listed" in transcript
 
 
-def test_the_base_model_does_not_know_what_was_taught(home: Home, transcript: str, tmp_path: Path) -> None:
+def test_the_base_model_knows_the_one_and_not_what_was_taught(home: Home, transcript: str, tmp_path: Path) -> None:
     """The same weights, converted the same way, without the fine-tuning."""
     import tomllib
 
@@ -94,6 +96,7 @@ def test_the_base_model_does_not_know_what_was_taught(home: Home, transcript: st
     built = json.loads(home.run("build", str(tmp_path), "--json"))
     assert [step["status"] for step in built["steps"]] == ["cached", "built", "built"]
     with demo.server(built["tag"], home.environment) as address:
+        assert demo.KNOWS in demo.ask(address, demo.KNOWN)
         assert demo.TELLS not in demo.ask(address, demo.TAUGHT)
 
 
@@ -101,6 +104,31 @@ def test_a_second_build_runs_nothing(home: Home, transcript: str) -> None:
     built = json.loads(home.run("build", demo.RECIPE, "--locked", "--offline", "--json"))
     assert {step["status"] for step in built["steps"]} == {"cached"}
     assert len(built["steps"]) == 5
+
+
+def test_the_readmes_commands_from_a_trusted_source_into_a_closed_network(
+    home: Home, transcript: str, tmp_path: Path
+) -> None:
+    """As they are written; the builder's store has what the demo built, and no network is there to fetch more."""
+    shutil.copytree(ROOT / "modelfiles", tmp_path / "modelfiles")
+    store, builder = home.path / "store", tmp_path / "builder"
+    shutil.copytree(home.path / "keys", builder / "keys")
+    (builder / "store").mkdir()
+    for part in store.iterdir():
+        if part.is_dir():
+            shutil.copytree(part, builder / "store" / part.name, copy_function=os.link, symlinks=True)
+        else:
+            shutil.copy(part, builder / "store")
+    programs = f"{INTAGLIO.parent}{os.pathsep}{os.environ['PATH']}"
+    done = readme.run("From a trusted source into a network without the internet", tmp_path, {"PATH": programs})
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("verified: ") == 3, "by the builder, and of the kit before and after it was taken"
+    assert f"verified localhost:{readme.PORT}/{demo.NAME}" in done.stdout
+    assert "5 cached" in done.stdout
+    assert demo.TELLS in json.loads(done.stdout.splitlines()[-1])["choices"][0]["message"]["content"]
+    assert (tmp_path / "receiver" / "policy.name").exists()
+    assert not (tmp_path / "receiver" / "policy.toml").exists()
+    assert not (tmp_path / "closed" / "keys").exists()
 
 
 def test_stock_cosign_and_model_signing_accept_it_and_refuse_a_flipped_bit(

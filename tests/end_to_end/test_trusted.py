@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 import tomllib
+from contextlib import closing
+from pathlib import Path
 
 import pytest
+from tests.recipe.sources.web import Server
 from tests.workshop import Workshop
 
+from intaglio.content.layout import Store
 from intaglio.digest import Digest
 from intaglio.trust.cosign import Link
 from intaglio.trust.signature import read_bundle
@@ -60,6 +65,48 @@ def test_a_name_is_pinned_with_the_versions_of_the_source_and_stands_in_provenan
     )
     assert NAME.encode() in said
     assert b'"trust":{"root":1' in said
+
+
+def test_the_recipes_licences_stand_in_claims_so_that_a_policy_needs_no_source_for_them(shop: Workshop) -> None:
+    shop.step("make", 'write(read("source"))')
+    inputs = 'data = {{ uri = "file:data.txt"{} }}'
+    for said, status in ((', licence = "MIT"', 0), (', licence = "GPL-3.0-only"', 23), ("", 23)):
+        shop.write(STEPS, source="make", inputs=inputs.format(said))
+        shop.step("make", f'write(read("source") + b"{status}{len(said)}")')  # another key: an old claim says the old
+        shop.lock()
+        shop.built()
+        policy = shop.root / "policy.toml"
+        policy.write_text((shop.home / "policy.toml").read_text() + '[licences]\nallow = ["Apache-2.0", "MIT"]\n')
+        done = shop.run("verify", "tests/shop:1.0.0", "--policy", policy)
+        assert done.status == status, done.out + done.err
+
+
+def test_an_https_origin_is_fetched_against_the_manifest_that_the_source_publishes(
+    source: Workshop, tmp_path: Path
+) -> None:
+    """The lock and the source promise a tree; the digest of its one file stands in the tree's manifest."""
+    data = (source.recipe / "data.txt").read_bytes()
+    with closing(Server()) as server:
+        server.pages["/data.txt"] = data
+        given = f'origins = ["{server.url}/data.txt"]\ndigest = "{Digest.of(data)}"'
+        entry = ENTRY.replace("acme/words", "acme/web").replace('origins = ["file:data.txt"]', given)
+        entry = "\n".join(line for line in entry.splitlines() if not line.startswith("tree"))
+        (source.root / "web.toml").write_text(entry)
+        source.run("trust", "add", source.root / "source", source.root / "web.toml").ok()
+        publish(source)
+        source.run("trust", "refresh").ok()
+        elsewhere = tmp_path / "elsewhere"
+        elsewhere.mkdir()
+        shutil.copy(source.home / "root.json", elsewhere)
+        shutil.copytree(source.home / "tuf", elsewhere / "tuf")
+        source.write(STEPS, source="make", inputs='data = { uri = "datasets/acme/web@1.0.0" }')
+        source.recipe.joinpath("Modelfile.lock").unlink(missing_ok=True)
+        source.run("lock", INTAGLIO_HOME=str(elsewhere)).ok()
+        assert Store.open(elsewhere / "store").has(Digest.of(data))
+        server.pages["/data.txt"] = data + b"!"
+        shutil.rmtree(elsewhere / "store")
+        source.recipe.joinpath("Modelfile.lock").unlink()
+        assert "the bytes changed" in source.run("lock", INTAGLIO_HOME=str(elsewhere)).failed(20).err
 
 
 def test_a_yanked_name_is_refused(source: Workshop) -> None:

@@ -60,6 +60,9 @@ def run(place: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_wheel_is_built_in_the_sandbox_and_has_a_claim(place: Path) -> None:
+    lock = place / "data" / "builder" / "toolchains" / "docopt" / "pylock.toml"
+    line = 'build-toolchain = "wheel-build"\n'
+    lock.write_text(lock.read_text().replace(line, line + 'environment = ["WORD=said in the lock"]\n'))
     for command in (("init",), ("lock", str(place / "recipe"))):
         assert run(place, *command).returncode == 0
     done = run(place, "build", str(place / "recipe"), "--json")
@@ -72,6 +75,8 @@ def test_the_wheel_is_built_in_the_sandbox_and_has_a_claim(place: Path) -> None:
         if path.stat().st_size < 1 << 16 and b"dev.intaglio.action" in path.read_bytes()
     ]
     assert len(claims) == 3, "the wheel, the step and the image"
+    told = [path for path in blobs.iterdir() if b'"environment":["WORD=said in the lock"]' in path.read_bytes()]
+    assert told, "what a build is told is in its key"
 
 
 def test_another_wheel_than_the_locks_is_refused(place: Path) -> None:

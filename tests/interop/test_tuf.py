@@ -110,7 +110,7 @@ def published(store: Store, tmp_path: Path) -> dict[str, Digest]:
         trust("add", source, entry)
         found[f"{name}/1.0.0"] = tree.digest
     answer = trust("add", source, "steps/intaglio/finetune@1.0.0")
-    found["steps/intaglio/finetune/1.0.0"] = Digest.parse(answer["tree"])
+    found["steps/intaglio/finetune/1.0.0"] = Digest.parse(answer["added"][0]["tree"])
     files = [keys / "offline" / name for name in ("root-1.key", "root-2.key", "targets-1.key")]
     trust("sign", source, *(part for file in files for part in ("--key", file)))
     trust("publish", source, tmp_path / "www")

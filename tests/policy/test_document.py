@@ -21,6 +21,7 @@ def test_the_default_policy_reads_back() -> None:
     assert policy.name == "default"
     assert policy.builders == (key("builder").public,)
     assert policy.releasers == (key("release").public,)
+    assert policy.roles["evaluator"] == (key("evaluator").public,)
     assert policy.require == {"signature", "cosign", "model-signing", "provenance", "lineage"}
     assert policy.formats == {"safetensors", "gguf", "json", "text"}
     assert not policy.allow_unsandboxed
@@ -32,11 +33,12 @@ def test_the_default_policy_is_golden() -> None:
 
 def test_the_default_policy_takes_public_keys_alone() -> None:
     with pytest.raises(NotVerifiable):
-        default_policy(key("builder").public.pem, key("release").to_pem().decode())
+        default_policy(key("builder").public.pem, key("release").public.pem, key("evaluator").to_pem().decode())
 
 
 def test_a_policy_of_the_first_version_asks_nothing_new() -> None:
-    policy = parse(policy_text().encode())
+    first = policy_text().replace('evaluator = ["evaluator"]\n', "")
+    policy = parse(first.encode())
     assert (policy.attestations, policy.thresholds, policy.reserved) == ({}, {}, {})
     assert (policy.licences, policy.max_age, policy.source_required, policy.needs_source) == (None, None, False, False)
     assert policy.roles["evaluator"] == policy.roles["verifier"] == ()
@@ -180,13 +182,10 @@ def test_mistakes_in_every_table_are_reported_at_once() -> None:
 
 
 def test_a_template_becomes_a_policy_with_its_keys() -> None:
-    keys = {name: key(name).public for name in ("builder", "release")}
+    keys = {name: key(name).public for name in ("builder", "release", "evaluator")}
     assert fill(DEFAULT, keys) == policy_text()
-    odd = parse(
-        fill(
-            DEFAULT.replace('["release"]', '["my key"]'), {"builder": keys["builder"], "my key": keys["release"]}
-        ).encode()
-    )
+    renamed = {"my key" if name == "release" else name: public for name, public in keys.items()}
+    odd = parse(fill(DEFAULT.replace('["release"]', '["my key"]'), renamed).encode())
     assert odd.releasers == (keys["release"],)
 
 
@@ -197,15 +196,15 @@ def test_a_template_is_no_policy() -> None:
 
 def test_keys_that_stand_in() -> None:
     stranger = key("stranger").public
-    policy = parse(policy_text().encode(), keys={"builder": stranger, "release": stranger})
+    policy = parse(policy_text().encode(), keys=dict.fromkeys(("builder", "release", "evaluator"), stranger))
     assert policy.builders == policy.releasers == (stranger,)
     with pytest.raises(NotVerifiable, match="no key 'release'"):
-        parse(policy_text().encode(), keys={"builder": stranger})
+        parse(policy_text().encode(), keys=dict.fromkeys(("builder", "evaluator"), stranger))
 
 
 def test_the_names_of_keys() -> None:
     assert set(key_names(TEXT.encode())) == set(NAMES)
-    assert key_names(DEFAULT.encode()) == ("builder", "release")
+    assert key_names(DEFAULT.encode()) == ("builder", "release", "evaluator")
     with pytest.raises(NotVerifiable, match="key names"):
         key_names(b"[roles]\nbuilder = 1")
     with pytest.raises(NotVerifiable, match="not TOML"):

@@ -80,7 +80,7 @@ def test_everything_that_may_be_said(read):
         'with = { count = 2, bits = 4, tags = ["a"], weights = [1, 0.5] }\nreproducible = "statistical"\n'
         'limits = { memory = "2GiB", processes = 7, time = "90m", disk = "10MiB", threads = 4 }',
     )
-    text += 'labels = { "org.example.team" = "blue" }\n'
+    text += 'labels = { "org.example.team" = "blue" }\nruntime = "llama.cpp"\nembed = true\n'
     found = read(text)
     assert found.model.authors == ("A", "B")
     assert found.model.family == "llama"
@@ -89,6 +89,7 @@ def test_everything_that_may_be_said(read):
     assert step.reproducible == "statistical"
     assert step.parameters["weights"] == [1.0, 0.5]
     assert found.image.labels == {"org.example.team": "blue"}
+    assert (found.image.runtime, found.image.embed) == ("llama.cpp", True)
 
 
 def test_steps_come_after_what_they_read(read):
@@ -132,6 +133,9 @@ MISTAKES = [
     ('from = "second"', 'from = "secnod"', ["24: image.from: 'secnod' is not a step; did you mean second?"]),
     ('from = "second"', 'from = "base"', ["24: image.from: 'base' is an input, not a step"]),
     ('from = "second"', 'from = "second"\nlabels = { a = 1 }', ["25: image.labels.a: expected one line of at most 1024 characters, found an integer"]),
+    ('from = "second"', 'from = "second"\nruntime = "vlm"', ["25: image.runtime: expected one of llama.cpp, transformers, vllm, found 'vlm'; did you mean vllm?"]),
+    ('from = "second"', 'from = "second"\nembed = true', ["25: image.embed: there is nothing to embed into; name a runtime"]),
+    ('from = "second"', 'from = "second"\nruntime = "vllm"\nembed = 1', ["26: image.embed: expected true or false"]),
     ("[steps.first]", '[steps.first.limits]\nmemory = "8 GB"\n[steps.first]', ["11: steps.first.limits.memory: expected a size such as"]),
     ("[steps.first]", "[steps.first.limits]\nthread = 2\n[steps.first]", ["11: steps.first.limits.thread: unknown key; did you mean threads?"]),
     ("with = { count = 2 }", 'with = { count = 2 }\nreproducible = "bit"', ["14: steps.first.reproducible: stamp promises platform; a recipe may only promise less"]),

@@ -57,6 +57,56 @@ def test_the_tree_changes_with_what_it_lists_and_with_nothing_else(shop):
     assert program.load("stamp", shop).tree().digest not in (before, after)
 
 
+CHOICES = """
+[[toolchains]]
+name = "train-cpu"
+when = { mode = ["fast"], bits = [4, 8] }
+
+[[toolchains]]
+name = "wheel-build"
+when = { bits = [4] }
+
+[[classes]]
+reproducible = "bit"
+when = { loud = [true] }
+"""
+
+
+def test_parameters_choose_toolchain_and_class(shop):
+    description = STEP.replace("optional = true", 'optional = true\nneeded = { mode = ["fast"] }') + CHOICES
+    (shop / "steps" / "stamp.toml").write_text(description)
+    found = program.load("stamp", shop)
+    assert found.toolchain_for({"count": 1}) == "convert"  # bits = 8 alone fits nothing
+    assert found.toolchain_for({"mode": "fast"}) == "train-cpu"  # the default of bits fits
+    assert found.toolchain_for({"mode": "fast", "bits": 4}) == "train-cpu"  # the first that fits
+    assert found.toolchain_for({"bits": 4}) == "wheel-build"
+    assert (found.class_for({}), found.class_for({"loud": True})) == ("platform", "bit")
+    assert [slot.name for slot in found.missing([], {"mode": "fast"})] == ["model", "notes"]
+    assert [slot.name for slot in found.missing(["model"], {})] == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "part"),
+    [
+        ("mode = ", "mdoe = ", "toolchains[0].when.mdoe: no such parameter; did you mean mode?"),
+        ('["fast"]', '["fats"]', "expected one of slow, fast, found 'fats'; did you mean fast?"),
+        ("[4, 8]", "[4, 16]", "expected one of 4, 8, found 16"),
+        ("[true]", '["true"]', "expected true or false, found a string"),
+        ("{ loud = [true] }", "{}", "expected at least 1 entry"),
+        ("loud = [true]", 'tags = ["a"]', "expected a parameter of one value, found an array"),
+        ('name = "train-cpu"', "", "toolchains[0].name: missing"),
+        ("[[classes]]", '[inputs.more]\nsummary = "More."\nneeded = { bits = [4] }\n[[classes]]', "only an optional"),
+    ],
+)
+def test_mistakes_in_conditions(shop, old, new, part):
+    assert old in CHOICES
+    (shop / "steps" / "stamp.toml").write_text(STEP + CHOICES.replace(old, new, 1))
+    with pytest.raises(RecipeError) as caught:
+        program.load("stamp", shop)
+    (message,) = caught.value.message.splitlines()
+    assert part in message
+
+
 def test_golden_tree_and_parameters(shop):
     """The digest and the resolved parameters of this program are these, for ever."""
     golden = json.loads((VECTORS / "program.json").read_text())

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from tests.trust.sources import tree
 
-from intaglio.cli.trust_repository import _shipped_tree
+from intaglio.cli import trust_content
 from intaglio.errors import UsageError
 from intaglio.trust import catalogue
 from intaglio.trust.catalogue import Entry, find, parse, read_all
@@ -72,7 +72,9 @@ def test_every_mistake_is_reported_at_once() -> None:
     ("text", "says"),
     [
         (GOOD.replace('version = "1.0.0"\n', ""), "version: missing"),
-        (GOOD.replace("tree = ", "# tree = "), "tree: missing"),
+        (GOOD.replace("pypi:acme-base==1.0.0", "https://acme.example/a.gguf"), "digest: belongs to an https: origin"),
+        (GOOD + f'digest = "{tree().digest}"\n', "digest: belongs to an https: origin"),
+        (LOCAL + 'digest = "sha256:0"\n', "digest: not a digest"),
         (GOOD + 'source = "builder/steps/tune"\n', "expected either origins"),
         (GOOD + 'status = "yanked"\n', "reason: belongs to what is yanked"),
         (GOOD + 'reason = "why"\n', "reason: belongs to what is yanked"),
@@ -121,16 +123,18 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("found", read_all(SHIPPED), ids=lambda found: found.name)
 def test_shipped_entries(found: Entry) -> None:
-    content = _shipped_tree(found.source) if found.source else tree()
+    content = trust_content.shipped(found.source) if found.source else tree()
     one = found.target(Name(found.name, found.version or "1"), content)
     assert Target.parse(one.path, one.size, {"sha256": one.digest.hex}, one.custom()) == one
-    assert found.tree is None or found.source is None
+    assert (found.tree is None) == (found.source is not None), "what comes from elsewhere has been looked at"
 
 
-def test_every_program_and_toolchain_has_an_entry() -> None:
+def test_every_program_toolchain_and_policy_has_an_entry() -> None:
     builder = SHIPPED.parents[1] / "builder"
     here = {
         f"builder/{folder}/{path.stem}" for folder in ("steps", "servers") for path in (builder / folder).glob("*.toml")
     }
     here |= {f"builder/toolchains/{path.parent.name}" for path in builder.glob("toolchains/*/pylock.toml")}
+    here |= {f"builder/rootfs/{path.parent.name}" for path in builder.glob("rootfs/*/rootfs.toml")}
+    here |= {f"policies/{path.name}" for path in (SHIPPED.parents[1] / "policies").glob("*.toml")}
     assert {found.source for found in read_all(SHIPPED) if found.source} >= here

@@ -83,8 +83,8 @@ def test_a_client_reads_what_was_published(repository: Repository) -> None:
 def test_the_same_changes_keys_and_times_are_the_same_bytes(repository: Repository) -> None:
     """Golden: what is published must never change for the same input."""
     repository.add(target(), tree().manifest(), NOW)
-    rules = tree("rules", "strict.toml")
-    repository.add(target("policies/acme/strict@2", rules, origins=()), rules.manifest(), NOW)
+    rules = tree("rules", "policy.toml")
+    repository.add(target("policies/acme/strict@2", rules, origins=()), rules.manifest(), NOW, b"rules")
     repository.yank(Name.parse("models/acme/base@1.0.0"), "weights leaked a password", NOW)
     out = publish(repository)
     found = {path.name: path.read_bytes() for path in (out / "metadata").iterdir()}
@@ -185,13 +185,27 @@ def test_yank(repository: Repository) -> None:
         repository.add(target(), tree().manifest(), NOW)
 
 
+def test_a_policy_is_published_with_its_file_and_is_of_one_file_of_a_fixed_name(repository: Repository) -> None:
+    rules = tree("rules", "policy.toml")
+    named = target("policies/acme/strict@2", rules, origins=())
+    for content, file in ((rules, b"RULES"), (rules, None), (tree("rules", "strict.toml"), b"rules")):
+        with pytest.raises(CorruptContent):
+            repository.add(target("policies/acme/strict@2", content), content.manifest(), NOW, file)
+    repository.add(named, rules.manifest(), NOW, b"rules")
+    out = publish(repository)
+    assert (out / "blobs" / "sha256" / Digest.of(b"rules").hex).read_bytes() == b"rules"
+    (repository.folder / "files" / Digest.of(b"rules").hex).write_bytes(b"rulez")
+    with pytest.raises(CorruptContent, match="files/"):
+        publish(repository)
+
+
 def test_the_manifest_must_be_the_targets(repository: Repository) -> None:
     with pytest.raises(CorruptContent, match="expected a manifest with"):
         repository.add(target(), tree("other").manifest(), NOW)
     repository.add(target(), tree().manifest(), NOW)
     path = repository.folder / "manifests" / tree().digest.hex
     path.write_bytes(path.read_bytes() + b" ")
-    with pytest.raises(CorruptContent, match="does not have its digest"):
+    with pytest.raises(CorruptContent, match="expected 491 bytes with"):
         publish(repository)
 
 

@@ -17,8 +17,10 @@ from intaglio.trust.signature import sign_bundle
 from intaglio.trust.statement import (
     Dependency,
     Provenance,
+    Statement,
     Subject,
     cosign_statement,
+    evaluation_statement,
     model_signing_statement,
     open_statement,
     provenance,
@@ -52,12 +54,23 @@ def made(**changes: object) -> bytes:
     return provenance(**(values | changes))  # type: ignore[arg-type]
 
 
+def evaluated() -> Statement:
+    return evaluation_statement(
+        IMAGE,
+        configuration=[("program:evaluate", Digest.of(b"program")), ("input:tasks", Digest.of(b"tasks"))],
+        metrics={"general.acc": 0.7375, "text.perplexity": 22.31727487712801},
+        gates={"text.perplexity": {"maximum": 40.0}, "general.acc": {"minimum": 0.6, "maximum": 1.0}},
+        samples=83,
+    )
+
+
 @pytest.mark.parametrize(
     ("name", "payload"),
     [
         ("cosign", cosign_statement(IMAGE).payload()),
         ("model-signing", model_signing_statement("examples/demo", FILES).payload()),
         ("provenance", made()),
+        ("evaluation", evaluated().payload()),
     ],
 )
 def test_golden_payloads(name: str, payload: bytes) -> None:

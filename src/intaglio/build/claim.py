@@ -38,6 +38,8 @@ class Circumstances:
     dependencies: tuple[Dependency, ...]
     trust: Mapping[str, int] = field(default_factory=dict)
     """Versions of the trusted source's roles, where an input is a name of it."""
+    licences: Mapping[str, str] = field(default_factory=dict)
+    """Name of a dependency → its licence (SPDX expression), as the recipe has it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,7 @@ def make(action: Action, output: Descriptor, about: Circumstances, key: PrivateK
             "reproducible": about.reproducible,
             "sandbox": about.sandbox,
             **({"trust": dict(about.trust)} if about.trust else {}),
+            **({"licences": dict(about.licences)} if about.licences else {}),
         },
         dependencies=[dependency.to_json() for dependency in about.dependencies],
     )

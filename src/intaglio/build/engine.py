@@ -12,13 +12,13 @@ from __future__ import annotations
 import shlex
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
 
-from intaglio.build import claim, image, release
+from intaglio.build import claim, gate, image, release
 from intaglio.build.action import ASSEMBLE, Action
 from intaglio.build.claim import Circumstances, Claim
 from intaglio.build.plan import Plan, PlannedStep
@@ -37,6 +37,7 @@ from intaglio.trust.key import PrivateKey, PublicKey
 from intaglio.trust.statement import Dependency
 
 if TYPE_CHECKING:
+    from intaglio.build.runtime import RuntimeResult
     from intaglio.trust.tuf import TrustedSource
 
 IMAGE_STEP = "image"
@@ -55,6 +56,12 @@ class Signers(Protocol):
 
     def release(self) -> PrivateKey:
         """Return the release key, which signs the image."""
+
+    def evaluator_public(self) -> PublicKey:
+        """Return the public half of the evaluator key; only a recipe that measures asks for it."""
+
+    def evaluator(self) -> PrivateKey:
+        """Return the evaluator key, which signs what was measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +84,8 @@ class Result:
     tag: str
     steps: tuple[StepResult, ...]
     referrers: tuple[Descriptor, ...]
+    runtime: RuntimeResult | None = None
+    """The runnable image, where the recipe asks for one."""
 
 
 @dataclass
@@ -101,6 +110,7 @@ class Engine:
         offline: bool,
         replay: str = "intaglio replay",
         trusted: Callable[[], TrustedSource] | None = None,
+        anchor: Callable[[], Mapping[str, bytes]] = dict,
     ) -> None:
         """Prepare the build of ``plan``.
 
@@ -112,8 +122,10 @@ class Engine:
             offline: whether no network may be asked.
             replay: the command that, with recipe and step behind it, runs a step again; shown when one fails.
             trusted: opens the trusted source, for inputs that are names of it.
+            anchor: the files that a runnable image's guard is to trust, by name.
         """
         self._trusted = trusted
+        self._anchor = anchor
         self._plan = plan
         self._store = store
         self._signers = signers
@@ -129,16 +141,21 @@ class Engine:
 
         Raises:
             StepFailed: a step failed, or reached a limit; its log says more.
+            PolicyRefusal: a gate does not hold: there is no image, and ``tag`` means what it meant before.
             Error: as the parts that are used say.
         """
+        if self._plan.recipe.evaluations:
+            self._signers.evaluator_public()  # a missing key is said before the work
         self._check_files()
         self._store.put(EMPTY)  # what every manifest of ours names as its config
         self._steps()
+        evaluations = self._evaluations()
         assembled, result = self._assemble()
-        referrers = self._sign(assembled)
+        referrers = self._sign(assembled, evaluations)
         self._store.tag(tag, assembled, referrers)
+        runtime = self._runtime(result, tag)
         steps = [self._state.results[name] for name in self._plan.needed()]
-        return Result(assembled, tag, (*steps, result), referrers)
+        return Result(assembled, tag, (*steps, result), referrers, runtime)
 
     # --- inputs --------------------------------------------------------------------------------------------------
 
@@ -179,6 +196,8 @@ class Engine:
         if remaining:
             self._signers.builder()  # a wrong passphrase is said before the work, not after it
             self._signers.release()
+            if self._plan.recipe.evaluations:
+                self._signers.evaluator()
             self._run_all(remaining)
 
     def _ready(self, name: str) -> bool:
@@ -235,7 +254,15 @@ class Engine:
             made = self._record(action, tree.descriptor(), about)
         self._finish(name, made, "built", started)
 
+    def _keep_program(self, planned: PlannedStep) -> None:
+        """Have the program in the store: the claim names its tree, and a kit can take it along."""
+        program = planned.step.program
+        for data in program.files.values():
+            self._store.put(data)
+        self._store.put(program.tree().manifest())
+
     def _finish(self, name: str, made: Claim, status: str, started: float) -> None:
+        self._keep_program(self._plan.steps[name])
         seconds = round(time.monotonic() - started, 3)
         with self._guard:
             self._state.claims[name] = made
@@ -280,6 +307,12 @@ class Engine:
 
     def _about(self, name: str, planned: PlannedStep, dependencies: tuple[Dependency, ...]) -> Circumstances:
         named = any(one.kind == "origin" and ":" not in (one.uri or ":") for one in dependencies)
+        inputs = self._plan.recipe.inputs
+        licences = {
+            f"input:{slot}": licence
+            for slot, source in planned.upstream.items()
+            if source in inputs and (licence := inputs[source].licence)
+        }
         return Circumstances(
             recipe=self._title,
             step=name,
@@ -288,10 +321,22 @@ class Engine:
             sandbox="bubblewrap",
             dependencies=dependencies,
             trust=self._plan.trust if named else {},
+            licences=licences,
         )
 
     def _record(self, action: Action, output: Descriptor, about: Circumstances) -> Claim:
         return claim.record(self._store, action, output, about, self._signers.builder())
+
+    # --- gates ---------------------------------------------------------------------------------------------------
+
+    def _evaluations(self) -> tuple[gate.Evaluation, ...]:
+        """Return what was measured about what becomes the image; every gate on it holds."""
+        trees = {name: pin.tree for name, pin in self._plan.origins.items()} | self._state.outputs
+        found = gate.evaluations(self._store, self._plan, trees)
+        for one in found:
+            self._progress.note(f"{one.step}: {one.describe()}")
+        gate.require(found)
+        return found
 
     # --- image ---------------------------------------------------------------------------------------------------
 
@@ -342,8 +387,10 @@ class Engine:
             return False
         return True
 
-    def _sign(self, assembled: Descriptor) -> tuple[Descriptor, ...]:
-        """Give the image its lineage and release signatures, unless it has these very ones; return its referrers."""
+    def _sign(self, assembled: Descriptor, evaluations: tuple[gate.Evaluation, ...]) -> tuple[Descriptor, ...]:
+        """Give the image its lineage, release signatures and test results, unless it has these very ones; return its
+        referrers.
+        """
         upstream = [self._state.claims[name].bundle for name in self._plan.needed()]
         lineage = lineage_referrer(assembled, upstream)
         if not all(map(self._store.holds, (lineage.manifest, *lineage.blobs))):
@@ -355,4 +402,26 @@ class Engine:
         if not release.is_released(self._store, assembled, files, public):
             for referrer in signature_referrers(assembled, name, files, self._signers.release()):
                 self._store.put_referrer(referrer.manifest, referrer.blobs)
+        if evaluations:
+            gate.attest(self._store, assembled, evaluations, self._signers)
         return self._store.referrers(assembled.digest)
+
+    # --- runtime image -------------------------------------------------------------------------------------------
+
+    def _runtime(self, assembled: StepResult, tag: str) -> RuntimeResult | None:
+        """Make, sign and tag the runnable image, where the recipe asks for one."""
+        asked = self._plan.recipe.image
+        if asked.runtime is None:
+            return None
+        from intaglio.build import runtime
+
+        assembly = runtime.Assembly(
+            self._store, self._runner, self._progress, self._signers, offline=self._offline, anchor=self._anchor()
+        )
+        embedded = None
+        if asked.embed:
+            own = claim.find(self._store, assembled.key, self._signers.builders)
+            claims = [made.bundle for made in own if made.subject == assembled.output]
+            claims += [self._state.claims[name].bundle for name in self._plan.needed()]
+            embedded = runtime.Embedded(assembled.output, tuple(claims))
+        return assembly.build(runtime.parts(asked.runtime), self._title, tag, embedded, self._record)

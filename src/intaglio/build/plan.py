@@ -20,7 +20,6 @@ from intaglio.errors import LockError
 from intaglio.recipe.data import data_folder
 from intaglio.recipe.lock import FILE, Lock, Wanted, outdated, require
 from intaglio.recipe.modelfile import Recipe, Step
-from intaglio.recipe.program import StepProgram
 from intaglio.recipe.sources.interface import Pin
 
 
@@ -65,8 +64,8 @@ class Plan:
     """Versions of the trusted source's roles that the lock records."""
 
     def needed(self) -> tuple[str, ...]:
-        """Return the steps that the image needs, in order."""
-        wanted = {self.recipe.image.source}
+        """Return the steps that the image needs, in order: those that it is made of, and those that measure it."""
+        wanted = {self.recipe.image.source, *self.recipe.evaluations}
         for name in reversed(tuple(self.steps)):
             if name in wanted:
                 wanted.update(self.steps[name].upstream.values())
@@ -86,7 +85,8 @@ def make(recipe: Recipe, lock: Lock | None, store: Store, *, strict: bool, note:
     pins = lock or Lock()
     planner = _Planner(store)
     steps = {name: planner.step(step) for name, step in recipe.steps.items()}
-    wanted = Wanted.of(recipe, {step.toolchain.name: step.toolchain.tree().digest for step in steps.values()})
+    chains = {step.toolchain.name: step.toolchain.tree().digest for step in steps.values()}
+    wanted = Wanted.of(recipe, chains | _runtime(recipe))
     require(wanted, pins, recipe.folder / FILE)
     moved = outdated(wanted, pins)
     lines = [f"{move.kind} {move.name}: the lock pins {move.old}, here is {move.new}" for move in moved]
@@ -101,9 +101,18 @@ def make(recipe: Recipe, lock: Lock | None, store: Store, *, strict: bool, note:
 
 
 def toolchains(recipe: Recipe) -> dict[str, Digest]:
-    """Return the trees of the toolchains that the steps of ``recipe`` run in, by name."""
-    names = sorted({step.program.toolchain for step in recipe.steps.values()})
-    return {name: toolchain.load(toolchain_folder(name)).tree().digest for name in names}
+    """Return the trees of the toolchains that the steps of ``recipe`` run in, and its runtime, by name."""
+    names = sorted({step.toolchain for step in recipe.steps.values()})
+    return {name: toolchain.load(toolchain_folder(name)).tree().digest for name in names} | _runtime(recipe)
+
+
+def _runtime(recipe: Recipe) -> dict[str, Digest]:
+    """Return what the runnable image is made of and a lock pins, by name."""
+    if recipe.image.runtime is None:
+        return {}
+    from intaglio.build import runtime
+
+    return runtime.parts(recipe.image.runtime).toolchains()
 
 
 class _Planner:
@@ -116,17 +125,17 @@ class _Planner:
         self._platform = platform_class()
 
     def step(self, step: Step) -> PlannedStep:
-        chain = self._toolchain(step.program)
+        chain = self._toolchain(step.toolchain)
         python = chain.requires_python
         if python not in self._interpreters:
             self._interpreters[python] = interpreter.find(python, cache=self._cache)
         program = step.program.tree().digest
         return PlannedStep(step, program, chain, self._interpreters[python], self._platform)
 
-    def _toolchain(self, program: StepProgram) -> Toolchain:
-        if program.toolchain not in self._toolchains:
-            self._toolchains[program.toolchain] = toolchain.load(toolchain_folder(program.toolchain))
-        return self._toolchains[program.toolchain]
+    def _toolchain(self, name: str) -> Toolchain:
+        if name not in self._toolchains:
+            self._toolchains[name] = toolchain.load(toolchain_folder(name))
+        return self._toolchains[name]
 
 
 def toolchain_folder(name: str) -> Path:

@@ -24,9 +24,16 @@ from intaglio.trust.statement import (
 _FORMS = {COSIGN_SIGN, MODEL_SIGNING, SIMPLE_SIGNING_TYPE}
 
 
-def is_released(store: Store, image: Descriptor, files: Iterable[tuple[str, Digest]], key: PublicKey) -> bool:
-    """Return whether ``key`` signed ``image``, and its ``files``, in every form: cosign's two, and Model Signing."""
-    signed = (cosign_statement(image.digest), model_signing_statement("", files))
+def is_released(
+    store: Store, image: Descriptor, files: Iterable[tuple[str, Digest]] | None, key: PublicKey
+) -> bool:
+    """Return whether ``key`` signed ``image``, and its ``files``, in every form: cosign's two, and Model Signing.
+
+    A runtime image has no files (``None``): cosign's forms are all.
+    """
+    signed = [cosign_statement(image.digest)]
+    if files is not None:
+        signed.append(model_signing_statement("", files))
     found = set()
     try:
         referrers = store.referrers(image.digest)
@@ -37,7 +44,7 @@ def is_released(store: Store, image: Descriptor, files: Iterable[tuple[str, Dige
             found.add(_form(store, referrer, image, signed, key))
         except VerificationError:
             continue
-    return found >= _FORMS
+    return found >= (_FORMS if files is not None else _FORMS - {MODEL_SIGNING})
 
 
 def _form(

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-from intaglio.build import environment, interpreter, toolchain, wheels
+from intaglio.build import checkpoint, environment, interpreter, toolchain, wheels
 from intaglio.build.action import Action, determinism
 from intaglio.build.claim import Circumstances, Claim
 from intaglio.build.executors.local import LocalExecutor
@@ -76,15 +76,19 @@ class Runner:
             self._store.scratch(name) as scratch,
             _StepLog(self._store, action.key) as log,
         ):
-            staged = self.stage(scratch, planned, inputs, room)
+            kept = checkpoint.folder(self._store, action.key) if planned.step.program.checkpoint else None
+            staged = self.stage(scratch, planned, inputs, room, kept)
             with self._progress.task(name, unit="steps") as task:
-                events = _Events(task, log)
+                events = _Events(task, log, lambda text: self._progress.note(f"{name}: {text}"))
                 outcome = self._executor.run(staged.spec, log=log.path, on_event=events)
             log.outcome(outcome)
             if outcome.status != 0 or outcome.limit:
                 _require_room(name, planned.step, staged, outcome, log.path)
                 raise self._failure(name, planned.step, outcome, events, log.path)
-            return self._collect(name, planned.step, staged, log.path)
+            tree = self._collect(name, planned.step, staged, log.path)
+            if kept is not None:
+                checkpoint.discard(kept)
+            return tree
 
     def stop(self) -> None:
         """End what runs: somebody asked for it."""
@@ -106,8 +110,15 @@ class Runner:
                 environment.realise(chain, self._store, python, progress=self._progress)
         return folder
 
-    def stage(self, scratch: Path, planned: PlannedStep, inputs: Mapping[str, Tree], room: Room) -> Staged:
-        """Lay the step out in ``scratch``."""
+    def stage(
+        self,
+        scratch: Path,
+        planned: PlannedStep,
+        inputs: Mapping[str, Tree],
+        room: Room,
+        checkpoint: Path | None = None,
+    ) -> Staged:
+        """Lay the step out in ``scratch``; ``checkpoint`` is where it may keep how far it has come."""
         return stage(
             scratch,
             self._store,
@@ -117,6 +128,7 @@ class Runner:
             inputs=inputs,
             determinism=determinism(planned.step.limits.threads),
             limits=planned.step.limits,
+            checkpoint=checkpoint,
         )
 
     def _collect(self, name: str, step: Step, staged: Staged, log: Path) -> Tree:
@@ -172,7 +184,7 @@ class Runner:
             uses="wheel",
             program=program,
             inputs={"source": sdist.source.package},
-            parameters=program.resolve({}),
+            parameters=program.resolve({"environment": list(sdist.environment)}),
             reproducible=program.reproducible,
             limits=program.limits,
         )
@@ -199,9 +211,10 @@ class Runner:
 class _Events:
     """Turns a step's events into progress, and remembers the error that it reported."""
 
-    def __init__(self, task: Task, log: _StepLog) -> None:
+    def __init__(self, task: Task, log: _StepLog, note: Callable[[str], None]) -> None:
         self._task = task
         self._log = log
+        self._note = note
         self._done = 0
         self._metrics: dict[str, float] = {}
         self.error: str | None = None
@@ -222,6 +235,8 @@ class _Events:
             if isinstance(name, str) and isinstance(value, (int, float)):
                 self._metrics[name] = value
                 self._task.say(" · ".join(f"{key} {number:.4g}" for key, number in self._metrics.items()))
+        elif kind == "resumed":
+            self._note(f"resuming at step {event.get('done')} of {event.get('total')}, from its last checkpoint")
         elif kind == "message":
             self._task.say(str(event.get("text", ""))[:200])
         elif kind == "error":

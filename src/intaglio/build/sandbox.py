@@ -69,6 +69,8 @@ class SandboxSpec:
     """Open descriptors to hand in; inside they are ``FIRST_DESCRIPTOR`` and following, in process 1 of the sandbox."""
     grace: float = 0.0
     """Seconds that it gets between SIGTERM and SIGKILL when it is asked to stop; a limit gives none."""
+    interfaces: bool = False
+    """Whether it may list its network interfaces: the loopback, and nothing else."""
 
 
 def run(spec: SandboxSpec, *, log: Path, on_event: Callable[[Object], None], stop: Stop | None = None) -> Outcome:
@@ -93,7 +95,7 @@ def run(spec: SandboxSpec, *, log: Path, on_event: Callable[[Object], None], sto
         stop=stop,
         grace=spec.grace,
     )
-    program = _filter()
+    program = _filter(spec)
     try:
         extra = {FIRST_DESCRIPTOR + index: number for index, number in enumerate(spec.descriptors)}
         return supervise(argv, {SECCOMP_FD: program, **extra}, watch)
@@ -113,7 +115,7 @@ def script(spec: SandboxSpec) -> str:
     from intaglio.build import seccomp
     from intaglio.build.supervisor import SECCOMP_FD
 
-    encoded = base64.encodebytes(seccomp.program()).decode()
+    encoded = base64.encodebytes(seccomp.program(interfaces=spec.interfaces)).decode()
     return (
         "#!/bin/sh\n"
         "# Runs one step again in its sandbox. Its limits are not applied; its outputs are not collected.\n"
@@ -136,7 +138,7 @@ def shell(spec: SandboxSpec) -> int:
     from intaglio.build.supervisor import SECCOMP_FD, spawn
 
     terminal = ("--setenv", "TERM", os.environ.get("TERM", "dumb"), "--setenv", "PS1", r"sandbox:$PWD\$ ")
-    program = _filter()
+    program = _filter(spec)
     try:
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
@@ -150,8 +152,8 @@ def shell(spec: SandboxSpec) -> int:
     return 128 - status if status < 0 else status
 
 
-def check() -> None:
-    """Try the sandbox out.
+def check() -> str:
+    """Try the sandbox out; return how its limits were held, as in ``Outcome.enforced``.
 
     Raises:
         MachineError: bubblewrap or libseccomp is missing, or user namespaces are off; the hint says what to do.
@@ -167,13 +169,14 @@ def check() -> None:
             f"the sandbox does not work: expected /bin/true to end with 0, found {outcome.status}",
             hint="run intaglio doctor",
         )
+    return outcome.enforced
 
 
-def _filter() -> int:
+def _filter(spec: SandboxSpec) -> int:
     """Return a descriptor from which bubblewrap reads the system-call filter."""
     from intaglio.build import seccomp
 
-    program = seccomp.program()
+    program = seccomp.program(interfaces=spec.interfaces)
     descriptor = os.memfd_create("filter", os.MFD_CLOEXEC)
     os.write(descriptor, program)
     os.lseek(descriptor, 0, os.SEEK_SET)

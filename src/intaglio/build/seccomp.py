@@ -3,9 +3,11 @@
 - Everything is allowed that is not named: the namespaces are the wall, this is the second one.
 - No new namespaces or mounts, no tracing of other processes, no kernel modules, programs or keys, no setting of clocks.
 - Sockets are Unix and internet ones only (the sandbox has its own, empty network): no vsock, netlink or packet sockets.
+  A program that says so may ask the kernel for its network interfaces (there is the loopback, and nothing else):
+  routing netlink alone. Without capabilities it can read there, and change nothing.
 - No typing into the terminal (``TIOCSTI``, ``TIOCLINUX``): it may be shared when a person opens a shell in there.
 
-Source: the escapes tried in ``tests/attacks/builds``; seccomp(2), ioctl_tty(2), clone(2).
+Source: the escapes tried in ``tests/attacks/builds``; seccomp(2), ioctl_tty(2), clone(2), rtnetlink(7).
 """
 
 from __future__ import annotations
@@ -34,13 +36,16 @@ _NAMESPACE_FLAGS = (0x00020000, 0x02000000, 0x04000000, 0x08000000, 0x10000000, 
 """CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET (``clone`` cannot make time namespaces)."""
 _FAMILIES = (1, 2, 10)
 """AF_UNIX, AF_INET, AF_INET6."""
+_NETLINK = 16
+_ROUTE = 0
+"""AF_NETLINK, NETLINK_ROUTE: what getifaddrs(3) needs."""
 _TERMINAL_INPUT = (0x5412, 0x541C)
 """TIOCSTI, TIOCLINUX."""
 
 
 @functools.cache
-def program() -> bytes:
-    """Return the filter as compiled BPF for this machine's architecture.
+def program(*, interfaces: bool = False) -> bytes:
+    """Return the filter as compiled BPF for this machine's architecture; ``interfaces`` may be asked for.
 
     Raises:
         MachineError: libseccomp is not installed.
@@ -64,11 +69,15 @@ def program() -> bytes:
     for request in _TERMINAL_INPUT:
         rules.add_rule(refuse, "ioctl", pyseccomp.Arg(1, pyseccomp.MASKED_EQ, 0xFFFFFFFF, request))
     no_family = pyseccomp.ERRNO(errno.EAFNOSUPPORT)
-    highest = max(_FAMILIES)
+    families = {*_FAMILIES, _NETLINK} if interfaces else {*_FAMILIES}
+    highest = max(families)
     for family in range(highest):
-        if family not in _FAMILIES:
+        if family not in families:
             rules.add_rule(no_family, "socket", pyseccomp.Arg(0, pyseccomp.EQ, family))
     rules.add_rule(no_family, "socket", pyseccomp.Arg(0, pyseccomp.GT, highest))
+    if interfaces:
+        other = pyseccomp.Arg(2, pyseccomp.NE, _ROUTE)
+        rules.add_rule(no_family, "socket", pyseccomp.Arg(0, pyseccomp.EQ, _NETLINK), other)
     with open(os.memfd_create("filter", os.MFD_CLOEXEC), "w+b") as stream:
         rules.export_bpf(stream)
         stream.seek(0)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
-from intaglio.build import interpreter, toolchain
+from intaglio.build import interpreter, servers, toolchain
 from intaglio.build.action import determinism
 from intaglio.build.plan import toolchain_folder
 from intaglio.build.runner import Runner
@@ -15,11 +17,25 @@ from intaglio.build.serve import Service
 from intaglio.build.stage import Room
 from intaglio.content.layout import Store
 from intaglio.digest import Digest
-from intaglio.errors import UsageError
 from intaglio.progress import Progress
-from intaglio.recipe.data import data_folder
-from intaglio.recipe.program import ServerProgram, load_server, names
+from intaglio.recipe.modelfile import RUNTIMES
+from intaglio.recipe.program import ServerProgram
 from intaglio.verify import VerifiedFile
+
+_FIXED_SPEED = ("ATEN_CPU_CAPABILITY", "MKL_CBWR", "ONEDNN_MAX_CPU_ISA")
+"""What holds a step to one level of instructions. An answer is no build output: a server uses the processor it has."""
+
+
+class NamedFile(Protocol):
+    """A file of an image."""
+
+    @property
+    def path(self) -> str:
+        """Name within the image."""
+
+    @property
+    def digest(self) -> Digest:
+        """Digest of its bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +52,7 @@ class PlacedFile:
 class Prepared:
     """A server ready to be started over verified files."""
 
+    program: ServerProgram
     service: Service
     store: Store
 
@@ -54,13 +71,14 @@ def prepare(
     offline: bool,
     progress: Progress,
 ) -> Prepared:
-    """Return the server ``runtime``, or the first that serves the format of ``files``, laid out in ``scratch``.
+    """Return the server ``runtime``, or the first that serves the form of ``files``, laid out in ``scratch``.
 
     Raises:
-        UsageError: no server here serves that format.
+        UsageError: it does not serve that form, or no server here does.
         RecipeError: there is no server of that name.
+        CorruptContent: the model's configuration is not a JSON object.
     """
-    program = _choose(files, runtime)
+    program = servers.choose(form(store, files), runtime)
     chain = toolchain.load(toolchain_folder(program.toolchain))
     python = interpreter.find(chain.requires_python, cache=store.root / "host.json")
     room = Room(Runner(store, progress, offline=offline).environment(chain, python), python)
@@ -71,27 +89,34 @@ def prepare(
         place.write_bytes(data)
     # A server answers for as long as it is wanted: only a step has an end by the clock.
     limits = Limits(program.limits.memory, program.limits.processes, float("inf"), program.limits.disk)
+    settings = determinism(threads=len(os.sched_getaffinity(0)))
     service = Service(
         program=folder,
         python="/env/bin/python",
         mounts=room.mounts(),
-        environment=room.variables(determinism(program.limits.threads)),
+        environment=room.variables({name: settings[name] for name in settings if name not in _FIXED_SPEED}),
         limits=limits,
         context=context,
+        startup=float(program.limits.time),
+        interfaces=program.interfaces,
     )
-    return Prepared(service, store)
+    return Prepared(program, service, store)
 
 
-def _choose(files: Sequence[VerifiedFile], runtime: str | None) -> ServerProgram:
-    builder = data_folder("builder")
-    if runtime is not None:
-        return load_server(runtime, builder)
-    formats = {file.path.rpartition(".")[2] for file in files}
-    for name in names(builder / "servers"):
-        program = load_server(name, builder)
-        if formats & set(program.formats):
-            return program
-    raise UsageError(
-        f"no server here serves {', '.join(sorted(formats))}",
-        hint='let the recipe end with a step that converts to GGUF (uses = "convert")',
-    )
+def form(store: Store, files: Collection[NamedFile]) -> servers.Form:
+    """Return the form of an image with ``files``, whose configuration stands in ``store``.
+
+    Raises:
+        CorruptContent: the model's configuration is not a JSON object, or not the image's.
+    """
+    config = next((file for file in files if file.path == servers.CONFIG), None)
+    data = None if config is None else store.read(config.digest, what=config.path)
+    return servers.form_of((file.path for file in files), data)
+
+
+def recorded(store: Store, image: Digest) -> str | None:
+    """Return the runtime that a runnable image was made with for ``image`` here; ``None``: none, or several."""
+    tags = store.tags()
+    names = [name for name, described in tags.items() if described.digest == image]
+    found = {runtime for runtime in RUNTIMES for name in names if f"{name}-{runtime}" in tags}
+    return found.pop() if len(found) == 1 else None

@@ -68,8 +68,12 @@ def stage(
     inputs: Mapping[str, Tree],
     determinism: Mapping[str, str],
     limits: recipe_limits.Limits,
+    checkpoint: Path | None = None,
 ) -> Staged:
-    """Lay out an action below ``scratch``, which must lie on the store's file system."""
+    """Lay out an action below ``scratch``, which must lie on the store's file system.
+
+    ``checkpoint`` is the folder in which it may keep how far it has come; without one it keeps nothing.
+    """
     step = scratch / "step"
     for path, data in program.files.items():
         place = step / "program" / path
@@ -81,6 +85,7 @@ def stage(
         "inputs": {name: f"/in/{name}" for name in inputs},
         "out": "/out",
         "work": "/work",
+        **({"checkpoint": "/checkpoint"} if checkpoint else {}),
     }
     (step / "request.json").write_bytes(strictjson.canonical(request))
     mounts = [Mount(step, "/step")]
@@ -90,12 +95,15 @@ def stage(
     for name in ("out", "work"):
         (scratch / name).mkdir()
         mounts.append(Mount(scratch / name, f"/{name}", writable=True))
+    if checkpoint is not None:
+        mounts.append(Mount(checkpoint, "/checkpoint", writable=True))
     return Staged(
         SandboxSpec(
             argv=("/env/bin/python", "-B", "-s", "-P", "/step/program/step.py"),
             mounts=(*room.mounts(), *mounts),
             environment=room.variables(determinism),
             limits=Limits(limits.memory, limits.processes, float(limits.time), limits.disk),
+            interfaces=program.interfaces,
         ),
         scratch / "out",
     )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,7 @@ _REQUIRES = re.compile(r"==(3)\.([0-9]{1,2})\.\*\Z")
 _PACKAGE = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*\Z")
 _VERSION = re.compile(r"[0-9][0-9A-Za-z.!+]*\Z")
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*\Z")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=")
 _HEX = re.compile(r"[0-9a-f]{64}\Z")
 _NAME = re.compile(r"[a-z0-9]+([._-][a-z0-9]+)*\Z")
 
@@ -50,6 +52,8 @@ class Sdist:
     wheel: Distribution
     build_toolchain: str
     """Name of the toolchain which the ``wheel`` step runs in."""
+    environment: tuple[str, ...] = ()
+    """What the build is told, as ``NAME=VALUE``."""
 
     def source_tree(self) -> Tree:
         """Return the input of the ``wheel`` step: a tree with the sdist alone."""
@@ -66,7 +70,8 @@ class Sdist:
             found = ", ".join(f"{file.path} {file.digest.short}" for file in output.files)
             raise NotReproducible(
                 f"wheel of {self.source.name}: expected {self.wheel.name} {self.wheel.digest.short}, found {found}",
-                hint=f"lock the toolchain again, and look at what changed in {self.build_toolchain}",
+                hint=f"without a compiler in {self.build_toolchain}, each machine's own makes other bytes; with one, "
+                "lock the toolchain again, and look at what changed in it",
             )
 
 
@@ -176,12 +181,16 @@ def _sdist(reader: _Reader, entry: dict[str, object], at: str, package: tuple[st
     tool = reader.table(entry, "tool", at)
     reader.keys(tool, f"{at}.tool", required={"intaglio"})
     ours, at = reader.table(tool, "intaglio", f"{at}.tool"), f"{at}.tool.intaglio"
-    reader.keys(ours, at, required={"build-toolchain", "wheel"})
+    reader.keys(ours, at, required={"build-toolchain", "wheel"}, optional={"environment"})
+    environment = ours.get("environment", [])
+    if not isinstance(environment, list) or not all(isinstance(e, str) and _VARIABLE.match(e) for e in environment):
+        reader.fault(f"{at}.environment", "a list of NAME=VALUE", environment)
+        environment = []
     builder = reader.text(ours, "build-toolchain", at, _NAME, "the name of a toolchain")
     built, at = reader.table(ours, "wheel", at), f"{at}.wheel"
     reader.keys(built, at, required={"name", "size", "sha256"})
     wheel = _distribution(reader, built, at, package, reader.text(built, "sha256", at, _HEX, "64 hex digits"))
-    return Sdist(source, wheel, builder) if source is not None and wheel is not None else None
+    return Sdist(source, wheel, builder, tuple(environment)) if source is not None and wheel is not None else None
 
 
 def _file(
@@ -239,9 +248,17 @@ class _Reader:
     def fault(self, at: str, expected: str, found: object) -> None:
         self._faults.append(f"{self._what}: {at}: expected {expected}, found {_shown(found)}")
 
-    def keys(self, entry: dict[str, object], at: str, *, required: set[str]) -> None:
+    def keys(
+        self,
+        entry: dict[str, object],
+        at: str,
+        *,
+        required: set[str],
+        optional: Collection[str] = (),
+    ) -> None:
         prefix = f"{at}." if at else ""
-        self._faults += [f"{self._what}: {prefix}{key}: unknown key" for key in sorted(entry.keys() - required)]
+        unknown = entry.keys() - required - set(optional)
+        self._faults += [f"{self._what}: {prefix}{key}: unknown key" for key in sorted(unknown)]
         self._faults += [f"{self._what}: {prefix}{key}: missing" for key in sorted(required - entry.keys())]
 
     def text(self, entry: dict[str, object], key: str, at: str, pattern: re.Pattern[str], expected: str) -> str:

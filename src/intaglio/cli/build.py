@@ -52,9 +52,16 @@ def command(setting: Setting, recipe: str, tag: str | None, offline: bool, locke
         offline=offline,
         replay=setting.command("replay"),
         trusted=setting.trusted,
+        anchor=lambda: _anchor(setting),
     )
     result = engine.build(name)
     setting.emit(_document(result), _summary(result, time.monotonic() - started))
+
+
+def _anchor(setting: Setting) -> dict[str, bytes]:
+    from intaglio.build.runtime import anchor_of
+
+    return anchor_of(setting.home)
 
 
 def _document(result: Result) -> dict[str, object]:
@@ -68,7 +75,8 @@ def _document(result: Result) -> dict[str, object]:
         }
         for step in result.steps
     ]
-    return {"image": str(result.image.digest), "tag": result.tag, "steps": steps}
+    document = {"image": str(result.image.digest), "tag": result.tag, "steps": steps}
+    return document | ({"runtime": result.runtime.to_json()} if result.runtime else {})
 
 
 def _summary(result: Result, seconds: float) -> str:

@@ -21,7 +21,7 @@ from intaglio import __version__
 from intaglio.errors import Error, InternalError, MachineError, UsageError
 
 _COMMANDS: dict[str, str] = {
-    "init": "Make the builder and release keys, and a policy that names them.",
+    "init": "Make the builder, release and evaluator keys, and a policy that names them.",
     "lock": "Pin what a recipe names and has not pinned yet.",
     "update": "Move pins, and say from where to where.",
     "plan": "Say what a build would do, and why.",
@@ -30,9 +30,11 @@ _COMMANDS: dict[str, str] = {
     "log": "Show the log of a step's last run.",
     "shell": "Open a shell in the sandbox of a step.",
     "replay": "Run a step again, by itself, outside the cache.",
+    "eval": "Compare what two images measured.",
     "verify": "Check every byte, signature and claim of an image against your policy.",
     "export": "Write an image for other tools.",
     "serve": "Verify an image, then serve it on loopback.",
+    "run": "Serve an image in a container that verifies it first.",
     "push": "Send an image with its proofs to a registry.",
     "pull": "Bring an image from a registry; nothing is visible before it verifies.",
     "login": "Keep a registry's credentials.",
@@ -41,6 +43,7 @@ _COMMANDS: dict[str, str] = {
     "policy": "Read policies, and try them against their cases.",
     "key": "Make and show signing keys.",
     "store": "Look after the store.",
+    "doctor": "Say what this machine has and lacks.",
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -136,21 +137,8 @@ def new(setting: Setting, name: str, named: tuple[str, ...], output: Path | None
     The result is a policy of your own: read it, change it, keep it where only you can write.
     """
     from intaglio.content.intake import replace_file
-    from intaglio.policy import document
-    from intaglio.policy.reader import nearest
 
-    templates = {path.stem: path for path in _shipped()}
-    if name not in templates:
-        listed = ", ".join(templates)
-        raise UsageError(f"expected one of {listed}, found {name!r}{nearest(name, templates)}")
-    files = dict(one.partition("=")[::2] for one in named)
-    template = templates[name].read_text(encoding="utf-8")
-    wanted = document.key_names(template.encode(), what=f"template {name}")
-    if strange := sorted(files.keys() - set(wanted)):
-        raise UsageError(f"--key {strange[0]}: expected one of {', '.join(wanted)}{nearest(strange[0], wanted)}")
-    keys = {key: _public(setting, key, Path(files[key]) if key in files else None) for key in wanted}
-    text = document.fill(template, keys)
-    document.parse(text.encode(), what=f"template {name}")
+    text, keys = filled(setting, name, dict(one.partition("=")[::2] for one in named))
     answer = {"name": name, "policy": text, "keys": {key: str(public.id) for key, public in keys.items()}}
     if output is None:
         setting.emit(answer, text.rstrip("\n"))
@@ -162,6 +150,41 @@ def new(setting: Setting, name: str, named: tuple[str, ...], output: Path | None
 
 
 # --- pieces -----------------------------------------------------------------------------------------------------------
+
+
+def template(name: str) -> str:
+    """Return the text of the shipped template ``name``.
+
+    Raises:
+        UsageError: there is none of that name.
+    """
+    from intaglio.policy.reader import nearest
+
+    templates = {path.stem: path for path in _shipped()}
+    if name not in templates:
+        listed = ", ".join(templates)
+        raise UsageError(f"expected one of {listed}, found {name!r}{nearest(name, templates)}")
+    return templates[name].read_text(encoding="utf-8")
+
+
+def filled(setting: Setting, name: str, files: Mapping[str, str]) -> tuple[str, dict[str, PublicKey]]:
+    """Return the template ``name`` with the keys that it speaks of, and these: from ``files``, else the home's.
+
+    Raises:
+        UsageError: no such template, or a file for a key that it does not speak of.
+        MachineError: the home lacks a key.
+    """
+    from intaglio.policy import document
+    from intaglio.policy.reader import nearest
+
+    text = template(name)
+    wanted = document.key_names(text.encode(), what=f"template {name}")
+    if strange := sorted(files.keys() - set(wanted)):
+        raise UsageError(f"--key {strange[0]}: expected one of {', '.join(wanted)}{nearest(strange[0], wanted)}")
+    keys = {key: _public(setting, key, Path(files[key]) if key in files else None) for key in wanted}
+    text = document.fill(text, keys)
+    document.parse(text.encode(), what=f"template {name}")
+    return text, keys
 
 
 def _shipped() -> tuple[Path, ...]:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
-from intaglio.cli.setting import Setting, options
+from intaglio.cli.setting import Setting, options, policy_option
 
 
 @click.command(short_help="Copy an image from a registry, and verify it.")
 @click.argument("source", metavar="HOST/REPO:TAG|HOST/REPO@sha256:…")
 @click.option("--plain-http", is_flag=True, help="Speak with the registry without TLS.")
 @click.option("--tag", metavar="REF", help="The image's name here; as in the registry, when not given.")
-@click.option("--policy", type=click.Path(path_type=Path), help="Verify against this policy instead of the home's.")
+@policy_option
 @options
-def command(setting: Setting, source: str, plain_http: bool, tag: str | None, policy: Path | None) -> None:
+def command(setting: Setting, source: str, plain_http: bool, tag: str | None, policy: str | None) -> None:
     """Copy an image from a registry, verify all of it against your policy, and only then let it be seen.
 
     \b

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 import click
 
-from intaglio.cli.setting import Setting, options
+from intaglio.cli.setting import Setting, options, policy_option
 
 
 @click.command(short_help="Verify an image, then serve it on loopback.")
 @click.argument("reference", metavar="REF|sha256:…")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes a free one.")
-@click.option("--policy", type=click.Path(path_type=Path), help="Verify against this policy instead of the home's.")
-@click.option("--runtime", help="Server program; default: the first that serves the image's format.")
+@policy_option
+@click.option("--runtime", help="llama.cpp, transformers or vllm; default: the recipe's, else the first able.")
 @click.option("--context", type=click.IntRange(1), help="Tokens of context; default: what the model says.")
 @click.option("--prepare", is_flag=True, help="Verify, fetch what serving needs, and stop: then --offline works.")
 @click.option("--sandbox", is_flag=True, default=True, help="Serve inside the sandbox: there is no other way.")
@@ -24,7 +23,7 @@ def command(
     setting: Setting,
     reference: str,
     port: int,
-    policy: Path | None,
+    policy: str | None,
     runtime: str | None,
     context: int | None,
     prepare: bool,
@@ -37,6 +36,7 @@ def command(
     Examples:
       intaglio serve examples/smollm2-helpdesk:1.0.0 --port 8080
       intaglio serve examples/smollm2-helpdesk:1.0.0 --prepare     then --offline needs no network
+      intaglio serve examples/smollm2-helpdesk-vllm:1.0.0 --runtime vllm
       curl http://127.0.0.1:8080/v1/models
 
     The server runs in the sandbox without network but the socket that requests come through, with hubs offline. The
@@ -54,18 +54,26 @@ def command(
     setting.progress.note(f"verified {reference} {image}: {sum(rule.result == 'pass' for rule in report.rules)} rules")
     with store.scratch("serve") as scratch:
         service = serving.prepare(
-            store, scratch, report.files, runtime, context=context, offline=offline, progress=setting.progress
+            store,
+            scratch,
+            report.files,
+            runtime or serving.recorded(store, image),
+            context=context,
+            offline=offline,
+            progress=setting.progress,
         )
+        server = service.program.name
         if prepare:
             setting.emit(
-                {"image": str(image), "name": reference, "prepared": True}, f"{reference}: ready to serve offline"
+                {"image": str(image), "name": reference, "runtime": server, "prepared": True},
+                f"{reference}: ready to serve offline",
             )
             return 0
         log = store.root / "logs" / f"serve-{image.hex}.log"
         log.parent.mkdir(exist_ok=True)
 
         def ready(address: str) -> None:
-            about = {"image": str(image), "name": reference, "url": address}
+            about = {"image": str(image), "name": reference, "runtime": server, "url": address}
             setting.emit(about, f"serving {reference} on {address} (Ctrl-C ends it)")
             sys.stdout.flush()
 

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 HOME = "INTAGLIO_HOME"
 POLICY_NAME = "policy.toml"
+POLICY_NAMED = "policy.name"
+"""A file in the home that names the policy as a target of the trusted source, where there is no policy file."""
+POLICIES = "policies/"
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
@@ -82,18 +85,51 @@ class Setting:
         """Where the anchor's policy stands: on this side, never with an image."""
         return self.home / POLICY_NAME
 
-    def policy(self, path: Path | None = None) -> Policy:
-        """Return the policy at ``path``, or the home's.
+    def policy(self, named: str | Path | None = None, source: TrustedSource | None = None) -> Policy:
+        """Return the policy that a file or a name of the trusted source means; the home's where none is given.
+
+        Args:
+            named: a file, or a name such as ``policies/org/name@1.0.0``.
+            source: where names are looked up; the home's trusted source when not given.
 
         Raises:
             NotVerifiable: there is none, or it is none.
+            VerificationError: the trusted source does not list it, or does not verify.
         """
         from intaglio.policy import document
 
-        return document.load(path or self.policy_path)
+        name = self.policy_name(named)
+        if name is None:
+            return document.load(Path(named) if named is not None else self.policy_path)
+        from intaglio.policy.named import load
+
+        return load(name, source or self.trusted())
+
+    def policy_name(self, named: str | Path | None = None) -> str | None:
+        """Return the name under which the trusted source has the policy; nothing where it is a file.
+
+        Raises:
+            NotVerifiable: the home's ``policy.name`` holds no such name.
+        """
+        text = str(named) if named is not None else None
+        if text is None:
+            if self.policy_path.exists() or not (self.home / POLICY_NAMED).exists():
+                return None
+            from intaglio.policy.named import configured
+
+            return configured(self.home)
+        if not text.startswith(POLICIES):
+            return None
+        from intaglio.policy.named import is_name
+
+        return text if is_name(text) else None
 
     def trusted(self) -> TrustedSource:
         """Return the trusted source as it was last fetched; no network is asked."""
+        return self._trusted
+
+    @functools.cached_property
+    def _trusted(self) -> TrustedSource:
         from datetime import UTC, datetime
 
         from intaglio.trust.tuf import TrustedSource
@@ -153,7 +189,7 @@ class Keys:
             if not keyring.exists(setting.home, name):
                 raise MachineError(
                     f"no key {name!r} in {setting.home / 'keys'}: claims and images are always signed",
-                    hint="intaglio init   (makes the builder and release keys, and a policy that names them)",
+                    hint="intaglio init   (makes the keys, and a policy that names them)",
                 )
         policy = setting.policy()
         self.builders: tuple[PublicKey, ...] = policy.builders
@@ -167,6 +203,25 @@ class Keys:
     def release(self) -> PrivateKey:
         """Return the release key."""
         return self._open("release")
+
+    def evaluator_public(self) -> PublicKey:
+        """Return the public half of the evaluator key, which only a recipe that measures needs.
+
+        Raises:
+            MachineError: there is none.
+        """
+        from intaglio.trust import keyring
+
+        if not keyring.exists(self._setting.home, keyring.EVALUATOR):
+            raise MachineError(
+                f"no key {keyring.EVALUATOR!r} in {self._setting.home / 'keys'}: what was measured is always signed",
+                hint="intaglio init   (makes it; name it under roles.evaluator of a policy that was there before)",
+            )
+        return keyring.load_public(self._setting.home, keyring.EVALUATOR)
+
+    def evaluator(self) -> PrivateKey:
+        """Return the evaluator key."""
+        return self._open("evaluator")
 
     def _open(self, name: str) -> PrivateKey:
         from intaglio.trust import keyring
@@ -183,6 +238,12 @@ def default_home() -> Path:
         return Path(named).absolute()
     data = os.environ.get("XDG_DATA_HOME") or str(Path("~/.local/share").expanduser())
     return Path(data) / "intaglio"
+
+
+policy_option = click.option(
+    "--policy", metavar="FILE|NAME", help="Verify against this policy, a file or a name of the trusted source."
+)
+"""Which policy decides, instead of the home's; for :meth:`Setting.policy`."""
 
 
 def options(function: _Command) -> _Command:

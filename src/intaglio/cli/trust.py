@@ -46,30 +46,41 @@ for _publishing in trust_repository.COMMANDS:
 @command.command()
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--replace", is_flag=True, help="Trust this root instead of the one that is trusted now.")
+@click.option("--policy", metavar="NAME", help="Verify by this policy of that publisher; a policy.toml goes before.")
 @options
-def anchor(setting: Setting, file: Path, replace: bool) -> None:
+def anchor(setting: Setting, file: Path, replace: bool, policy: str | None) -> None:
     """Trust the publisher whose root is FILE.
 
     \b
     Examples:
       intaglio trust anchor 1.root.json
+      intaglio trust anchor 1.root.json --policy policies/acme/release@1
 
     FILE has to reach you by a way that you trust: not from the source itself, nor with a kit or an image. Compare the
-    digest that is printed with one that the publisher told you.
+    digest that is printed with one that the publisher told you. A machine that only verifies needs no more than this.
     """
+    from intaglio.content.intake import replace_file
     from intaglio.digest import Digest
+    from intaglio.errors import UsageError
+    from intaglio.policy import named
     from intaglio.trust.tuf import set_anchor
 
+    if policy is not None and not named.is_name(policy):
+        raise UsageError(f"--policy: expected a name such as policies/acme/release@1, found {policy[:80]!r}")
     data = _read(file)
     root = set_anchor(setting.home, data, replace=replace)
+    if policy is not None:
+        replace_file(setting.home / named.FILE, f"{policy}\n".encode(), setting.home)
     document = {
         "anchor": str(setting.home / "root.json"),
         "digest": str(Digest.of(data)),
         "version": root.version,
         "roles": _roles(root),
+        "policy": policy,
     }
     lines = [f"trusting root {root.version}, {document['digest']}"]
     lines += [f"  {role}: {one.threshold} of {len(one.keyids)} keys" for role, one in root.roles.items()]
+    lines += [f"verifying by {policy}"] if policy else []
     setting.emit(document, "\n".join(lines))
 
 
@@ -129,20 +140,26 @@ def list_(setting: Setting, repository: Path | None) -> None:
 @click.argument("name", required=False)
 @options
 def show(setting: Setting, name: str | None) -> None:
-    """Show the trusted source: its versions, keys and age; or the one target NAME.
+    """Show the trusted source: its versions, keys and age; or the one target NAME, a policy or key with its text.
 
     \b
     Examples:
       intaglio trust show
       intaglio trust show models/acme/base@1.0.0 --json
+      intaglio trust show policies/acme/release@1
     """
-    from intaglio.trust.target import Name
+    from intaglio.trust.target import FILES, Name
 
     source = _load(setting)
     if name is not None:
-        document = target_document(source.target(Name.parse(name).path))
+        target = source.target(Name.parse(name).path)
+        document = target_document(target)
         width = max(map(len, document))
         lines = [f"{key:<{width}}  {_plain(value)}" for key, value in document.items() if value]
+        if target.kind in FILES and target.status == "active":
+            text = _text(source, target)
+            document = {**document, "text": text}
+            lines += ["", text.rstrip("\n") if text is not None else "its file was not fetched: intaglio trust refresh"]
         setting.emit(document, "\n".join(lines))
         return
     lines = [
@@ -150,6 +167,16 @@ def show(setting: Setting, name: str | None) -> None:
         for role, one in _standing(source)["roles"].items()
     ]
     setting.emit({**_standing(source), "address": source.address}, "\n".join([*lines, source.address, _age(source)]))
+
+
+def _text(source: TrustedSource, target: Target) -> str | None:
+    """Return the text of a policy or key; nothing where its file is not here."""
+    from intaglio.errors import NotVerifiable
+
+    try:
+        return source.file(target.name).decode("utf-8", "replace")
+    except NotVerifiable:
+        return None
 
 
 def _load(setting: Setting) -> TrustedSource:

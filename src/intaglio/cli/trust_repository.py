@@ -13,11 +13,11 @@ import click
 from intaglio.cli.setting import Setting, options
 
 if TYPE_CHECKING:
-    from intaglio.content.tree import Tree
     from intaglio.trust.catalogue import Entry
     from intaglio.trust.key import PrivateKey, PublicKey
     from intaglio.trust.repository import Repository
     from intaglio.trust.review import Staged
+    from intaglio.trust.target import Name
 
 _FOLDER = click.argument("repository", metavar="DIR", type=click.Path(path_type=Path))
 _KEYS = click.option(
@@ -91,42 +91,59 @@ def init(
     setting.emit(document, "\n".join([*lines, f"next: intaglio trust add {repository} NAME, sign, publish"]))
 
 
-@click.command(short_help="Add a catalogue entry.")
+@click.command(short_help="Add catalogue entries.")
 @_FOLDER
-@click.argument("entry", metavar="NAME[@VERSION]|FILE")
-@click.option("--tree", help="The tree's digest: must be the entry's where it has one.")
+@click.argument("given", metavar="NAME[@VERSION]|FILE...", nargs=-1, required=True)
+@click.option("--tree", help="The one entry's tree: must be what the entry says where it has one.")
 @click.option("--catalogue", type=click.Path(path_type=Path), help="Folder of entries (default: the one shipped).")
+@click.option("--file", type=click.Path(path_type=Path), help="A policy or public key, which becomes NAME@VERSION.")
+@click.option("--publisher", help="Whose the --file is.")
+@click.option("--licence", default="LicenseRef-own", show_default=True, help="The --file's, an SPDX expression.")
 @options
-def add(setting: Setting, repository: Path, entry: str, tree: str | None, catalogue: Path | None) -> None:
-    """Stage a catalogue entry: a name and version in the catalogue, or the entry's own FILE.
+def add(
+    setting: Setting,
+    repository: Path,
+    given: tuple[str, ...],
+    tree: str | None,
+    catalogue: Path | None,
+    file: Path | None,
+    publisher: str | None,
+    licence: str,
+) -> None:
+    """Stage catalogue entries: a name and version in the catalogue, or an entry's own FILE.
 
     \b
     Examples:
       intaglio trust add source models/huggingfacetb/smollm2-135m-instruct
       intaglio trust add source steps/intaglio/finetune@1.0.0            what ships with the engine
       intaglio trust add source ./our-base.toml --tree sha256:5a79…
+      intaglio trust add source policies/acme/release@1 --file policy.toml --publisher Acme
+      intaglio trust add source keys/acme/release@1 --file release.pub --publisher Acme
 
-    Content that the store lacks is fetched from the entry's origins, against the digest that the entry promises.
+    Content that the store lacks is fetched from the entry's origins, against the digest that the entry promises. Where
+    neither it nor --tree says one, what the origin has now is taken and its digest told: it is what will be signed.
     """
+    from intaglio.cli import trust_content
     from intaglio.errors import UsageError
-    from intaglio.trust import catalogue as entries
     from intaglio.trust.repository import Repository
 
     opened = Repository.open(repository)
-    if entry.endswith(".toml"):
-        found, name = entries.find([entries.read(Path(entry))], _name_in(Path(entry)))
+    if (tree or file) and len(given) > 1:
+        raise UsageError("--tree, --file: expected one entry with it, found several")
+    if (file is None) != (publisher is None):
+        raise UsageError("--file and --publisher belong together")
+    if file is not None and publisher is not None:
+        chosen = [_own(given[0], file, publisher, licence)]
     else:
-        found, name = entries.find(entries.read_all(catalogue or _shipped()), entry)
-    content = _content(setting, found, tree)
-    if found.tree is not None and content.digest != found.tree:
-        raise UsageError(f"{name}: {found.file} says {found.tree}, --tree says {content.digest}")
-    target = found.target(name, content)
+        chosen = [_entry(text, catalogue) for text in given]
+    contents = [trust_content.find(setting, entry, name, tree) for entry, name in chosen]
+    added = []
     with opened.alone():
-        opened.add(target, content.manifest(), _now())
-    setting.emit(
-        {"name": str(name), "tree": str(content.digest), "bytes": content.total_size, "waiting": _waiting(opened)},
-        f"staged {name} {content.digest}",
-    )
+        for (entry, name), (content, data) in zip(chosen, contents, strict=True):
+            opened.add(entry.target(name, content), content.manifest(), _now(), data)
+            added.append({"name": str(name), "tree": str(content.digest), "bytes": content.total_size})
+    lines = [f"staged {one['name']} {one['tree']}" for one in added]
+    setting.emit({"added": added, "waiting": _waiting(opened)}, "\n".join(lines))
 
 
 @click.command(short_help="Take a version back.")
@@ -360,70 +377,38 @@ def _keys_folder(repository: Path, keys: Path | None) -> Path:
     return folder
 
 
-def _content(setting: Setting, entry: Entry, tree: str | None) -> Tree:
-    """Return the tree of ``entry``: computed, in the store, or fetched from the first origin that has it."""
-    from intaglio.digest import Digest
-    from intaglio.errors import CorruptContent, SourceUnreachable, UsageError
-    from intaglio.recipe.sources.interface import resolve
+def _entry(text: str, catalogue: Path | None) -> tuple[Entry, Name]:
+    """Return the entry that ``text`` names, or that stands in the file ``text``, and what it will be called."""
+    from intaglio.trust import catalogue as entries
 
-    try:
-        wanted = Digest.parse(tree) if tree else entry.tree
-    except CorruptContent as error:
-        raise UsageError(f"--tree: {error.message}") from None
-    if entry.source is not None:
-        found = _shipped_tree(entry.source)
-        if wanted is not None and found.digest != wanted:
-            raise CorruptContent(f"{entry.source}: expected {wanted}, found {found.digest}")
-        return found
-    if wanted is None:
-        raise UsageError(f"{entry.name}: name its tree with --tree")
-    if setting.store.has(wanted):
-        return setting.store.tree(wanted)
-    failures = []
-    for origin in entry.origins:
-        source = resolve(origin, entry.file.parent, name=entry.name)
-        try:
-            return source.fetch(setting.store, expected=wanted, progress=setting.progress, offline=False)
-        except SourceUnreachable as error:
-            failures.append(error.message)
-    raise SourceUnreachable("; ".join(failures) or f"{entry.name}: has no origin, and is not in the store")
+    if text.endswith(".toml"):
+        entry = entries.read(Path(text))
+        return entries.find([entry], f"{entry.name}@{entry.version}" if entry.version else entry.name)
+    return entries.find(entries.read_all(catalogue or _shipped()), text)
 
 
-def _shipped_tree(source: str) -> Tree:
-    """Return the tree of what ships beside the engine at ``source``, as in ``builder/steps/finetune``."""
-    from intaglio.build import toolchain
-    from intaglio.content.tree import File, Tree
-    from intaglio.digest import Digest
+def _own(text: str, file: Path, publisher: str, licence: str) -> tuple[Entry, Name]:
+    """Return an entry for the policy or key in ``file``, which will be called ``text``.
+
+    Raises:
+        UsageError: the name is none of a policy's or key's, or what is said of it is no line.
+    """
     from intaglio.errors import UsageError
-    from intaglio.recipe import program
-    from intaglio.recipe.data import data_folder
+    from intaglio.trust.catalogue import Entry
+    from intaglio.trust.target import FILES, Name, is_line
 
-    place, _, name = source.rpartition("/")
-    builder = data_folder("builder")
-    if place == "builder/steps":
-        return program.load(name, builder).tree()
-    if place == "builder/servers":
-        return program.load_server(name, builder).tree()
-    if place == "builder/toolchains":
-        return toolchain.load(builder / "toolchains" / name).tree()
-    file = data_folder("policies") / name
-    if place == "policies" and file.is_file():
-        data = file.read_bytes()
-        return Tree.of([File(name, Digest.of(data), len(data))])
-    raise UsageError(f"nothing ships with the engine at {source!r}")
+    name = Name.parse(text)
+    if name.kind not in FILES:
+        raise UsageError(f"--file: expected the name of a policy or key, found {name}", hint="write an entry for it")
+    if not is_line(publisher) or not is_line(licence):
+        raise UsageError("--publisher, --licence: expected one line of text")
+    return Entry(file, name.name, licence, publisher, "", name.version, origins=(f"file:{file.name}",)), name
 
 
 def _shipped() -> Path:
     from intaglio.recipe.data import data_folder
 
     return data_folder("registry") / "catalogue"
-
-
-def _name_in(file: Path) -> str:
-    from intaglio.trust.catalogue import read
-
-    entry = read(file)
-    return f"{entry.name}@{entry.version}" if entry.version else entry.name
 
 
 def _public(path: Path) -> PublicKey:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from intaglio.cli.setting import Setting, options
+from intaglio.cli.setting import Setting, options, policy_option
 
 if TYPE_CHECKING:
     from intaglio.verify import Report
@@ -15,22 +15,24 @@ if TYPE_CHECKING:
 
 @click.command(short_help="Check an image against your policy.")
 @click.argument("reference", metavar="REF|sha256:…|LAYOUT")
-@click.option("--policy", type=click.Path(path_type=Path), help="Verify against this policy instead of the home's.")
+@policy_option
 @click.option(
     "--files", type=click.Path(path_type=Path), help="Check that this folder holds exactly the image's files."
 )
 @options
-def command(setting: Setting, reference: str, policy: Path | None, files: Path | None) -> int:
+def command(setting: Setting, reference: str, policy: str | None, files: Path | None) -> int:
     """Check every byte, signature and claim of an image, and answer rule by rule.
 
     \b
     Examples:
       intaglio verify examples/smollm2-helpdesk:1.0.0
       intaglio verify sha256:5a79… --policy policy.toml --json
+      intaglio verify sha256:5a79… --policy policies/acme/release@1.0.0
       intaglio verify ./exported                            an OCI layout, as `export` writes it
       intaglio verify examples/helpdesk:1.0.0 --files ./folder
 
-    The policy comes from this side alone: INTAGLIO_HOME, or --policy. Nothing becomes trusted by being verified.
+    The policy comes from this side alone: INTAGLIO_HOME, or --policy, as a file or by the name under which your trusted
+    source lists it. Nothing becomes trusted by being verified.
     Exit status 0 means verified, and nothing else does.
     """
     from intaglio import verify

@@ -18,6 +18,7 @@ from typing import BinaryIO
 from intaglio import strictjson
 from intaglio.content.descriptor import INDEX_TYPE, MANIFEST_TYPE, Descriptor
 from intaglio.content.modelpack import MODEL_TYPE
+from intaglio.content.runtime_image import IMAGE_CONFIG_TYPE
 from intaglio.digest import Digest
 from intaglio.errors import CorruptContent, NotVerifiable
 
@@ -77,9 +78,13 @@ class BareLayout:
             described for described, manifest in self._manifests if _digest_of(manifest.get("subject")) == subject
         )
 
+    def manifests(self) -> tuple[Descriptor, ...]:
+        """Return every image manifest of the index, described by what it says itself."""
+        return tuple(described for described, _ in self._manifests)
+
     def images(self) -> tuple[Descriptor, ...]:
-        """Return the model images of the index."""
-        return tuple(described for described, manifest in self._manifests if described.artifact_type == MODEL_TYPE)
+        """Return the images of the index, of models and runnable ones."""
+        return tuple(described for described, manifest in self._manifests if _is_image(described, manifest))
 
     @cached_property
     def _manifests(self) -> tuple[tuple[Descriptor, strictjson.Object], ...]:
@@ -125,6 +130,13 @@ def _entries(data: bytes, what: str) -> list[Descriptor]:
             entry = {key: value for key, value in entry.items() if key not in ("platform", "urls", "data")}
         entries.append(Descriptor.parse(entry, what))
     return entries
+
+
+def _is_image(described: Descriptor, manifest: strictjson.Object) -> bool:
+    """Return whether a manifest is a model image or a runtime image, and not what refers to one."""
+    config = manifest.get("config")
+    runnable = isinstance(config, dict) and config.get("mediaType") == IMAGE_CONFIG_TYPE and "subject" not in manifest
+    return described.artifact_type == MODEL_TYPE or (runnable and described.artifact_type is None)
 
 
 def _digest_of(value: object) -> Digest | None:

@@ -22,6 +22,7 @@ from intaglio.content.reference import Reference
 from intaglio.content.remote import Repository
 from intaglio.content.remote_referrers import MAX_REFERRERS, Attached
 from intaglio.content.remote_transfer import Advances
+from intaglio.content.runtime_image import open_image
 from intaglio.content.staging import Staging
 from intaglio.digest import Digest
 from intaglio.errors import CorruptContent, NotVerifiable, VerificationError
@@ -131,9 +132,10 @@ def pull(
     found = repository.manifest(reference.tag or reference.digest or "")
     if reference.digest is not None and found.digest != reference.digest:
         raise CorruptContent(f"{reference}: the tag means {found.digest}, expected the digest beside it")
-    image = Descriptor(MANIFEST_TYPE, found.digest, len(found.data), MODEL_TYPE)
     what = f"{repository.reference}@{found.digest.short}"
-    model = ModelImage.parse(found.data, what)
+    model = open_image(found.data, what)
+    kind = MODEL_TYPE if isinstance(model, ModelImage) else None
+    image = Descriptor(MANIFEST_TYPE, found.digest, len(found.data), kind)
     with Staging.open(store) as staging:
         staging.put(found.data)
 

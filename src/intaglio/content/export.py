@@ -20,6 +20,7 @@ from intaglio.content.descriptor import INDEX_TYPE, MANIFEST_TYPE, Descriptor
 from intaglio.content.intake import copy_stream
 from intaglio.content.layout import REF_NAME, Store
 from intaglio.content.modelpack import MODEL_SIG, SIMPLE_SIGNING_TYPE, ModelImage
+from intaglio.content.runtime_image import open_image
 from intaglio.digest import Digest
 from intaglio.errors import CorruptContent, MachineError, NotVerifiable, UsageError
 
@@ -36,11 +37,11 @@ def export_layout(store: Store, image: Digest, target: Path, *, name: str | None
         CorruptContent: a blob does not have its digest; then there is no ``target``.
         NotVerifiable: a blob is not in the store.
     """
-    with _appearing(target) as folder:
+    with appearing(target) as folder:
         blobs = folder / "blobs" / "sha256"
         blobs.mkdir(parents=True)
         manifest = store.read(image, what=f"image {image.short}")
-        ModelImage.parse(manifest, f"image {image.short}")
+        open_image(manifest, f"image {image.short}")
         marks = {_KIND: _KIND_IMAGE} | ({REF_NAME: name} if name else {})
         entries = [_entry(image, manifest, marks)]
         _copy_graph(store, image, manifest, blobs)
@@ -73,7 +74,7 @@ def export_files(store: Store, image: Digest, target: Path, oms_bundle: bytes) -
     model = ModelImage.parse(store.read(image, what=f"image {image.short}"), f"image {image.short}")
     if any(file.path == MODEL_SIG for file in model.files):
         raise UsageError(f"the image holds a file {MODEL_SIG!r}, which is where its signature goes")
-    with _appearing(target) as folder:
+    with appearing(target) as folder:
         for file in model.files:
             place = folder / file.path
             place.parent.mkdir(parents=True, exist_ok=True)
@@ -82,7 +83,7 @@ def export_files(store: Store, image: Digest, target: Path, oms_bundle: bytes) -
 
 
 @contextlib.contextmanager
-def _appearing(target: Path) -> Iterator[Path]:
+def appearing(target: Path) -> Iterator[Path]:
     """Yield a folder that becomes ``target`` when the body ends well, and is gone when it does not."""
     if target.is_symlink() or (target.exists() and not (target.is_dir() and not any(target.iterdir()))):
         raise UsageError(f"{target} is there already", hint="name a folder that is not there, or an empty one")

@@ -333,10 +333,11 @@ def _publish(fd: int, source: str | Path, target: Path) -> None:
     os.fchmod(fd, 0o444)
     os.fsync(fd)
     os.rename(source, target)
-    _sync_folder(target.parent)
+    sync_folder(target.parent)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Bring the names in ``folder`` to disk."""
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(fd)
@@ -359,7 +360,7 @@ def replace_file(path: Path, data: bytes, temporary: Path) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(name)
         raise
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 def sweep(temporary: Path) -> None:

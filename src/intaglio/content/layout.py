@@ -422,19 +422,3 @@ def _refers(manifest: bytes, what: str) -> tuple[Digest | None, ActionKey | None
         return None, None
     action = parse_annotations(document.get("annotations"), what).get(ACTION)
     return Descriptor.parse(subject, what).digest, ActionKey(action) if action else None
-
-
-def index_manifest(store: Store, digest: Digest) -> None:
-    """Let the index know what the blob ``digest`` refers to, if it is a manifest that refers to something."""
-    path = store.path(digest)
-    if path.stat().st_size > _SMALL:
-        return
-    data = path.read_bytes()
-    if not data.startswith(b"{"):
-        return
-    try:
-        subject, action = _refers(data, "blob")
-    except CorruptContent:
-        return
-    if subject is not None:
-        store.index.add_referrer(subject, digest, action)

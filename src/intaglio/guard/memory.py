@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
@@ -97,6 +98,9 @@ def _open(file: VerifiedFile) -> int:
     try:
         descriptor = os.open(file.source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            found = "none" if error.errno != errno.ELOOP else "a symbolic link"
+            raise CorruptContent(f"{file.path}: expected a regular file at {file.source}, found {found}") from None
         raise MachineError(
             f"{file.path}: its verified bytes cannot be read any more: {error.strerror}", hint="verify it again"
         ) from None
@@ -153,9 +157,9 @@ def _hash(file: VerifiedFile, source: int, copy: int | None, task: Task) -> None
     found = Digest.from_hex(hasher.hexdigest())
     if size != file.size or found != file.digest:
         raise CorruptContent(
-            f"{file.path}: changed since it was verified: expected {file.digest} ({file.size} bytes), "
+            f"{file.path}: expected {file.digest} ({file.size} bytes), "
             f"found {found if size == file.size else f'{size} bytes or more'}",
-            hint="something writes to the store; check it with intaglio store verify",
+            hint="these are not the image's bytes, or something changed them; `intaglio store verify` checks a store",
         )
     if copy is not None:
         fcntl.fcntl(copy, fcntl.F_ADD_SEALS, _SEALS)

@@ -12,10 +12,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from intaglio.content.runtime_image import RuntimeImage
 from intaglio.errors import ExitCode, VerificationError
 from intaglio.policy.document import Policy
 from intaglio.policy.evidence import Evidence
-from intaglio.policy.rules import attestation, content, licences, names, origin, signature, source
+from intaglio.policy.rules import attestation, content, licences, names, origin, runtime, signature, source
 
 VerdictName = Literal["verified", "stale", "refused"]
 RuleName = Literal["pass", "fail", "skip"]
@@ -43,6 +44,19 @@ RULES: tuple[tuple[str, Rule], ...] = (
 )
 """Name and function of each rule, in the order of the report."""
 
+RUNTIME_RULES: tuple[tuple[str, Rule], ...] = (
+    ("content", runtime.content),
+    ("manifest", runtime.manifest),
+    ("signature", signature.signature),
+    ("cosign", signature.cosign),
+    ("provenance", runtime.provenance),
+    ("lineage", origin.lineage),
+    ("sandbox", origin.sandbox),
+    ("source", source.source),
+    ("freshness", source.freshness),
+)
+"""The same for runtime images."""
+
 
 @dataclass(frozen=True, slots=True)
 class RuleResult:
@@ -65,7 +79,8 @@ class Verdict:
 
 def decide(evidence: Evidence, policy: Policy) -> Verdict:
     """Return the verdict of ``policy`` on ``evidence``."""
-    results = tuple(_ask(name, rule, evidence, policy) for name, rule in RULES)
+    rules = RUNTIME_RULES if isinstance(evidence.model, RuntimeImage) else RULES
+    results = tuple(_ask(name, rule, evidence, policy) for name, rule in rules)
     failures = [result.exit_code for result in results if result.result == "fail"]
     if not failures:
         return Verdict("verified", results, ExitCode.OK)

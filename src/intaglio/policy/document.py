@@ -20,6 +20,7 @@ from pathlib import Path
 from intaglio.content.formats.inspect import FORMATS
 from intaglio.errors import NotVerifiable
 from intaglio.policy.reader import MAX_BYTES, Reader, Table, nearest, show, toml
+from intaglio.trust import statement
 from intaglio.trust.key import PublicKey
 
 VERSION = 1
@@ -30,7 +31,7 @@ MANDATORY = ("signature", "provenance", "lineage")
 """Evidence that every policy requires."""
 EVIDENCE = (*MANDATORY, "cosign", "model-signing")
 """Evidence that a policy can require."""
-TEST_RESULT = "https://in-toto.io/attestation/test-result/v0.1"
+TEST_RESULT = statement.TEST_RESULT
 TOP = (
     *("version", "name", "require", "formats", "allow_unsandboxed", "keys", "roles"),
     *("attestations", "evaluation", "licences", "names", "source", "freshness"),
@@ -335,20 +336,23 @@ formats = ["safetensors", "gguf", "json", "text"]
 # Steps that ran without a sandbox (--insecure-no-sandbox) are refused.
 allow_unsandboxed = false
 
+# Who signs how images came about, who releases them, and who says what they measured.
 [roles]
 builder = ["builder"]
 release = ["release"]
+evaluator = ["evaluator"]
 """
 """The template of the default policy: ``policies/default.toml``, word for word."""
 
 
-def default_policy(builder_pem: str, release_pem: str) -> str:
-    """Return the text of the policy that ``intaglio init`` writes: it names the two keys and requires everything.
+def default_policy(builder_pem: str, release_pem: str, evaluator_pem: str) -> str:
+    """Return the text of the policy that ``intaglio init`` writes: it names the keys, and requires all that any has.
 
     Raises:
         NotVerifiable: one of them is not a P-256 public key in PEM.
     """
-    return fill(DEFAULT, {"builder": PublicKey.from_pem(builder_pem), "release": PublicKey.from_pem(release_pem)})
+    pems = {"builder": builder_pem, "release": release_pem, "evaluator": evaluator_pem}
+    return fill(DEFAULT, {name: PublicKey.from_pem(pem) for name, pem in pems.items()})
 
 
 def fill(template: str, keys: Mapping[str, PublicKey]) -> str:

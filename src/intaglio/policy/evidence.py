@@ -9,6 +9,7 @@ from datetime import timedelta
 from intaglio.content.descriptor import Descriptor
 from intaglio.content.formats.inspect import Inspected
 from intaglio.content.modelpack import ModelImage
+from intaglio.content.runtime_image import RuntimeImage
 from intaglio.content.tree import File
 from intaglio.digest import Digest
 from intaglio.errors import VerificationError
@@ -78,7 +79,7 @@ class Evidence:
     """All that the rules decide on."""
 
     image: Digest
-    model: ModelImage | VerificationError
+    model: ModelImage | RuntimeImage | VerificationError
     """The image as its manifest and config have it, or why they cannot be read."""
     files: tuple[FileEvidence, ...] = ()
     referrers: tuple[ReferrerEvidence, ...] = ()

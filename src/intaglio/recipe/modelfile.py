@@ -8,19 +8,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
 from intaglio.digest import Digest
 from intaglio.errors import CorruptContent, RecipeError
-from intaglio.recipe import document, limits, secrets
+from intaglio.recipe import document, gates, limits, secrets
 from intaglio.recipe.limits import Limits
 from intaglio.recipe.program import CLASSES, Reproducible, StepProgram, Steps, UnknownProgram
-from intaglio.recipe.shape import Anything, Items, Key, Mistake, Named, Table, Text, nearest
+from intaglio.recipe.shape import Anything, Flag, Items, Key, Mistake, Named, Table, Text, nearest
 from intaglio.strictjson import Object
 
 FILE = "Modelfile.toml"
+RUNTIMES = ("llama.cpp", "transformers", "vllm")
+"""What a runnable image can serve with."""
 _NAME = Text(r"[A-Za-z][A-Za-z0-9_-]{0,63}", "a letter, then letters, digits, - and _ (at most 64)")
 _MODEL_NAME = Text(
     r"[a-z0-9]+([._-][a-z0-9]+)*(/[a-z0-9]+([._-][a-z0-9]+)*)*", "a name such as examples/my-model, in lower case"
@@ -70,6 +72,7 @@ MODELFILE = Table(
                         "with": Key(Anything(("object",)), "Parameters of the program."),
                         "reproducible": Key(Text(choices=CLASSES), "A weaker promise than the program's own."),
                         "limits": Key(Table(limits.KEYS), "How much of the machine it may take."),
+                        "gates": Key(gates.GATES, "What its metrics must be, or there is no image."),
                     }
                 ),
                 _NAME,
@@ -86,6 +89,8 @@ MODELFILE = Table(
                         Named(_LINE, Text(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,255}", "letters, digits, . _ / and -")),
                         "Labels of the image; they change no action.",
                     ),
+                    "runtime": Key(Text(choices=RUNTIMES), "Make a runnable image that serves it with this, too."),
+                    "embed": Key(Flag(), "Whether the model is inside the runnable image; default: it is mounted."),
                 }
             ),
             "What comes out.",
@@ -132,6 +137,13 @@ class Step:
     """Every parameter that the program declares, resolved."""
     reproducible: Reproducible
     limits: Limits
+    gates: Mapping[str, gates.Gate] = field(default_factory=dict)
+    """For each metric that is gated: what it must be. In no key."""
+
+    @property
+    def toolchain(self) -> str:
+        """Name of the toolchain that it runs in."""
+        return self.program.toolchain_for(self.parameters)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +153,10 @@ class Image:
     source: str
     """The step whose output it is (``from`` in the file)."""
     labels: Mapping[str, str]
+    runtime: str | None = None
+    """What a runnable image is to serve it with; ``None``: there is none."""
+    embed: bool = False
+    """Whether the model is inside the runnable image."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +174,12 @@ class Recipe:
     def folder(self) -> Path:
         """The recipe's folder, from which ``file:`` counts."""
         return self.path.parent
+
+    @property
+    def evaluations(self) -> tuple[str, ...]:
+        """The steps that measure what becomes the image, with gates or without."""
+        found = (step for step in self.steps.values() if gates.measures(step.program))
+        return tuple(step.name for step in found if step.inputs.get(gates.MODEL) == self.image.source)
 
 
 def read(
@@ -271,14 +293,16 @@ class _Reader:
             if slot not in program.inputs:
                 end = nearest(slot, program.inputs)
                 yield Mistake(("steps", name, "inputs", slot), f"{program.name} has no such input; {end}")
-        for slot, wanted in program.inputs.items():
-            if slot not in given and not wanted.optional:
-                yield Mistake(("steps", name, "inputs", slot), f"missing input of {program.name}; {wanted.summary}")
-        yield from program.check(_table(step.get("with")), ("steps", name, "with"))
-        claimed = step.get("reproducible")
-        if claimed in CLASSES and CLASSES.index(claimed) < CLASSES.index(program.reproducible):
-            says = f"{program.name} promises {program.reproducible}; a recipe may only promise less, found {claimed}"
+        parameters = _table(step.get("with"))
+        for wanted in program.missing(given, parameters):
+            yield Mistake(("steps", name, "inputs", wanted.name), f"missing input of {program.name}; {wanted.summary}")
+        yield from program.check(parameters, ("steps", name, "with"))
+        claimed, promised = step.get("reproducible"), program.class_for(parameters)
+        if claimed in CLASSES and CLASSES.index(claimed) < CLASSES.index(promised):
+            says = f"{program.name} promises {promised}; a recipe may only promise less, found {claimed}"
             yield Mistake(("steps", name, "reproducible"), says)
+        source = _table(self._values.get("image")).get("from")
+        yield from gates.mistakes(name, program, _table(step.get("gates")), given.get(gates.MODEL), source)
 
     def _references(self, name: str, given: Object) -> Iterator[Mistake]:
         valid = [*self._inputs, *self._steps]
@@ -304,6 +328,8 @@ class _Reader:
         if isinstance(source, str) and source not in self._steps:
             what = "an input, not a step" if source in self._inputs else "not a step"
             yield Mistake(("image", "from"), f"{source!r} is {what}; {nearest(source, self._steps)}")
+        if "embed" in _table(self._values.get("image")) and "runtime" not in _table(self._values.get("image")):
+            yield Mistake(("image", "embed"), "there is nothing to embed into; name a runtime")
 
     def recipe(self) -> Recipe:
         model = dict(self._values["model"])
@@ -316,7 +342,9 @@ class _Reader:
                 for name, value in self._inputs.items()
             },
             steps={name: self._build(name) for name in _ordered(self._steps, self._upstream)},
-            image=Image(image["from"], dict(image.get("labels", {}))),
+            image=Image(
+                image["from"], dict(image.get("labels", {})), image.get("runtime"), image.get("embed", False)
+            ),
         )
 
     def _build(self, name: str) -> Step:
@@ -328,8 +356,9 @@ class _Reader:
             program=program,
             inputs=dict(step.get("inputs", {})),
             parameters=program.resolve(step.get("with", {})),
-            reproducible=step.get("reproducible", program.reproducible),
+            reproducible=step.get("reproducible", program.class_for(step.get("with", {}))),
             limits=program.limits.override(step.get("limits", {})),
+            gates=gates.read(step.get("gates", {})),
         )
 
 

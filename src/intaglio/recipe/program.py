@@ -8,10 +8,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias, TypeVar, get_args
 
 from intaglio.content.tree import File, Tree
 from intaglio.digest import Digest
@@ -26,6 +26,7 @@ from intaglio.strictjson import Json, Object
 Reproducible: TypeAlias = Literal["bit", "platform", "statistical"]
 """Reproducibility classes, strongest promise first."""
 CLASSES: tuple[str, ...] = get_args(Reproducible)
+T = TypeVar("T")
 _NAME = Text(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", "lower-case words with dashes between")
 _WORD = Text(r"[a-z][a-z0-9_]{0,63}", "a lower-case word with underscores")
 _TYPES = ("string", "integer", "number", "boolean", "array")
@@ -45,16 +46,32 @@ _PARAMETER = Table(
         "summary": Key(Text(), "What it does, in one line.", required=True),
     }
 )
+_VALUE = ("string", "integer", "number", "boolean")
+_WHEN = Named(Items(Anything(_VALUE), at_least=1), _WORD, at_least=1)
 _INPUT = Table(
     {
         "summary": Key(Text(), "What it is, in one line.", required=True),
         "optional": Key(Flag(), "Whether a recipe may leave it out."),
+        "needed": Key(_WHEN, "Parameters' values with which an optional input must be given."),
+    }
+)
+_TOOLCHAIN = Table(
+    {
+        "name": Key(_NAME, "The toolchain that it runs in then.", required=True),
+        "when": Key(_WHEN, "Parameters, and the values that each of them may have.", required=True),
+    }
+)
+_CLASS = Table(
+    {
+        "reproducible": Key(Text(choices=CLASSES), "What a second run gives again then.", required=True),
+        "when": Key(_WHEN, "Parameters, and the values that each of them may have.", required=True),
     }
 )
 _COMMON = {
     "summary": Key(Text(), "What the program does, in one line.", required=True),
     "toolchain": Key(_NAME, "The toolchain that it runs in.", required=True),
     "lib": Key(Items(_MODULE), "Shared modules that it imports, sorted."),
+    "interfaces": Key(Flag(), "Whether it may list its network interfaces: the loopback alone. Gloo asks for them."),
     **limits.KEYS,
 }
 STEP_DESCRIPTION = Table(
@@ -63,8 +80,11 @@ STEP_DESCRIPTION = Table(
         **_COMMON,
         "reproducible": Key(Text(choices=CLASSES), "What a second run gives again.", required=True),
         "outputs": Key(Items(_GLOB, at_least=1), "Patterns that each match at least one output file.", required=True),
+        "checkpoint": Key(Flag(), "Whether a folder is kept for it from which it goes on after a kill."),
         "inputs": Key(Named(_INPUT, _WORD), "What it reads, by the name that it sees."),
         "parameters": Key(Named(_PARAMETER, _WORD), "What a recipe may set."),
+        "toolchains": Key(Items(_TOOLCHAIN, at_least=1), "Toolchains for some parameters; the first that fits counts."),
+        "classes": Key(Items(_CLASS, at_least=1), "Promises for some parameters; the first that fits counts."),
     }
 )
 """What ``steps/NAME.toml`` may hold."""
@@ -73,6 +93,7 @@ SERVER_DESCRIPTION = Table(
         "server": Key(_NAME, "Name of the server program; the file's own.", required=True),
         **_COMMON,
         "formats": Key(Items(_WORD, at_least=1), "Model formats that it serves.", required=True),
+        "quantizations": Key(Items(_NAME, at_least=1), "Quantisations that it serves; default: none."),
     }
 )
 """What ``servers/NAME.toml`` may hold."""
@@ -133,12 +154,25 @@ class Parameter:
 
 
 @dataclass(frozen=True, slots=True)
+class When:
+    """Holds where each of its parameters has one of the values that stand there for it."""
+
+    values: Mapping[str, tuple[Json, ...]]
+
+    def holds(self, parameters: Mapping[str, object]) -> bool:
+        """Whether it holds for ``parameters``."""
+        return all(parameters.get(name) in allowed for name, allowed in self.values.items())
+
+
+@dataclass(frozen=True, slots=True)
 class InputSlot:
     """One thing a step reads."""
 
     name: str
     summary: str
     optional: bool
+    needed: When | None = None
+    """When an optional one must be given all the same."""
 
 
 @dataclass(frozen=True)
@@ -150,6 +184,8 @@ class Program:
     toolchain: str
     lib: tuple[str, ...]
     limits: Limits
+    interfaces: bool
+    """Whether it may list its network interfaces."""
     files: Mapping[str, bytes]
     """The flat tree that stands at ``/step/program``: path to bytes."""
 
@@ -163,10 +199,39 @@ class StepProgram(Program):
     """A step: what it reads, what it may be told, and what it promises."""
 
     reproducible: Reproducible
+    """The promise where no entry of :attr:`classes` fits."""
     outputs: tuple[str, ...]
     """Glob patterns, each of which matches at least one file of a good output."""
     inputs: Mapping[str, InputSlot]
     parameters: Mapping[str, Parameter]
+    toolchains: tuple[tuple[str, When], ...] = ()
+    """Toolchains for some parameters; :attr:`toolchain` where none fits."""
+    classes: tuple[tuple[Reproducible, When], ...] = ()
+    checkpoint: bool = False
+    """Whether a folder is kept for it, by action, from which it goes on after a kill."""
+
+    def toolchain_for(self, parameters: Mapping[str, object]) -> str:
+        """Return the name of the toolchain that the step runs in with ``parameters``; what is not given is default."""
+        return self._first(self.toolchains, parameters) or self.toolchain
+
+    def class_for(self, parameters: Mapping[str, object]) -> Reproducible:
+        """Return what a second run with ``parameters`` gives again; what is not given is default."""
+        return self._first(self.classes, parameters) or self.reproducible
+
+    def missing(self, inputs: Iterable[str], parameters: Mapping[str, object]) -> Iterator[InputSlot]:
+        """Yield the slots that must be filled with ``parameters`` and are not among ``inputs``."""
+        given = set(inputs)
+        for name, slot in self.inputs.items():
+            needed = not slot.optional or (slot.needed is not None and slot.needed.holds(self._filled(parameters)))
+            if needed and name not in given:
+                yield slot
+
+    def _first(self, choices: Iterable[tuple[T, When]], given: Mapping[str, object]) -> T | None:
+        parameters = self._filled(given)
+        return next((choice for choice, when in choices if when.holds(parameters)), None)
+
+    def _filled(self, given: Mapping[str, object]) -> dict[str, object]:
+        return {name: given.get(name, slot.default) for name, slot in self.parameters.items()}
 
     def check(self, given: Mapping[str, object], path: KeyPath = ()) -> list[Mistake]:
         """Return every mistake in the parameters ``given``; ``path`` is where they stand."""
@@ -199,6 +264,8 @@ class ServerProgram(Program):
     """A server: it loads verified files and answers on a Unix socket."""
 
     formats: tuple[str, ...]
+    quantizations: tuple[str, ...] = ("none",)
+    """Words of ``docs/serving.md`` for what a model's configuration says; ``none`` where it says nothing."""
 
 
 class Steps:
@@ -252,6 +319,7 @@ def load_server(name: str, builder: Path) -> ServerProgram:
         **_common(name, values),
         files=_files(description, stem, (builder / "lib",), "server"),
         formats=tuple(values["formats"]),
+        quantizations=tuple(values.get("quantizations", ("none",))),
     )
 
 
@@ -275,6 +343,7 @@ def _step(stem: Path, libraries: tuple[Path, ...]) -> StepProgram:
         for name, value in values.get("parameters", {}).items()
         for mistake in _contradictions(parameters[name], value)
     ]
+    wrong += _conditions(parameters, values)
     if wrong:
         raise description.refuse(wrong)
     slots = values.get("inputs", {})
@@ -283,8 +352,11 @@ def _step(stem: Path, libraries: tuple[Path, ...]) -> StepProgram:
         files=_files(description, stem, libraries, "step"),
         reproducible=values["reproducible"],
         outputs=tuple(values["outputs"]),
-        inputs={name: InputSlot(name, slot["summary"], slot.get("optional", False)) for name, slot in slots.items()},
+        inputs={name: _slot(name, slot) for name, slot in slots.items()},
         parameters=parameters,
+        toolchains=tuple((entry["name"], _when(entry["when"])) for entry in values.get("toolchains", ())),
+        classes=tuple((entry["reproducible"], _when(entry["when"])) for entry in values.get("classes", ())),
+        checkpoint=values.get("checkpoint", False),
     )
 
 
@@ -308,7 +380,17 @@ def _common(name: str, values: Object) -> Object:
         "toolchain": values["toolchain"],
         "lib": tuple(values.get("lib", ())),
         "limits": Limits().override({key: values[key] for key in limits.KEYS if key in values}),
+        "interfaces": values.get("interfaces", False),
     }
+
+
+def _slot(name: str, value: Object) -> InputSlot:
+    needed = _when(value["needed"]) if "needed" in value else None
+    return InputSlot(name, value["summary"], value.get("optional", False), needed)
+
+
+def _when(value: Object) -> When:
+    return When({name: tuple(allowed) for name, allowed in value.items()})
 
 
 def _parameter(name: str, value: Object) -> Parameter:
@@ -335,6 +417,30 @@ def _contradictions(parameter: Parameter, value: Object) -> Iterator[Mistake]:
             yield Mistake((*path, bound), f"only numbers have a {bound}, this is {parameter.type}")
     if "default" in value:
         yield from parameter.check(value["default"], (*path, "default"))
+
+
+def _conditions(parameters: Mapping[str, Parameter], values: Object) -> Iterator[Mistake]:
+    """Yield what is wrong with the conditions of a description: they name parameters, and values allowed for them."""
+    places: list[tuple[KeyPath, Object]] = [
+        ((section, number, "when"), entry["when"])
+        for section in ("toolchains", "classes")
+        for number, entry in enumerate(values.get(section, ()))
+    ]
+    for name, slot in values.get("inputs", {}).items():
+        if "needed" in slot:
+            places.append((("inputs", name, "needed"), slot["needed"]))
+            if not slot.get("optional"):
+                yield Mistake(("inputs", name, "needed"), "only an optional input is needed at times")
+    for path, when in places:
+        for name, allowed in when.items():
+            parameter = parameters.get(name)
+            if parameter is None:
+                yield Mistake((*path, name), f"no such parameter; {nearest(name, parameters)}")
+            elif parameter.type == "array":
+                yield Mistake((*path, name), "expected a parameter of one value, found an array")
+            else:
+                for number, value in enumerate(allowed):
+                    yield from parameter.check(value, (*path, name, number))
 
 
 def _files(description: document.Document, stem: Path, libraries: tuple[Path, ...], kind: str) -> dict[str, bytes]:

@@ -2,8 +2,9 @@
 
 - An entry says where content comes from and which tree it must be, under which licence, and whose it is. It vouches for
   nothing: the keys that sign the targets do.
-- Content from elsewhere has its version and its tree's digest in the entry. What ships beside the engine (``source``)
-  has neither: its version is said, and its tree computed, when it is added.
+- Content from elsewhere has its version and, where somebody has looked at it, its tree's digest in the entry. What
+  ships beside the engine (``source``) has neither: its version is said, and its tree computed, when it is added.
+- A policy or key is carried by the source itself, so it has no origins once it is a target.
 - Unknown keys are mistakes; every mistake of a file is reported at once.
 """
 
@@ -22,13 +23,13 @@ from intaglio.content.tree import TREE_TYPE, Tree
 from intaglio.digest import Digest
 from intaglio.errors import CorruptContent, UsageError
 from intaglio.strictjson import Object
-from intaglio.trust.target import Name, Status, Target, is_line
+from intaglio.trust.target import FILES, Name, Status, Target, is_line
 
 MAX_BYTES = 1 << 16
 """Largest entry that is read."""
 _LINES = ("licence", "publisher", "summary", "repository", "reason", "source")
 _LISTS = ("formats", "origins")
-_KEYS = {"name", "version", "tree", "status", *_LINES, *_LISTS}
+_KEYS = {"name", "version", "tree", "digest", "status", *_LINES, *_LISTS}
 _HINT = "docs/trust.md describes every key"
 
 
@@ -46,6 +47,8 @@ class Entry:
     summary: str
     version: str | None = None
     tree: Digest | None = None
+    digest: Digest | None = None
+    """Of the one file that an ``https:`` origin has."""
     formats: tuple[str, ...] = ()
     origins: tuple[str, ...] = ()
     """Addresses as recipes have them."""
@@ -68,7 +71,7 @@ class Entry:
             publisher=self.publisher,
             status=self.status,
             reason=self.reason,
-            origins=self.origins,
+            origins=() if name.kind in FILES else self.origins,
             repository=self.repository,
         )
 
@@ -140,7 +143,7 @@ def parse(data: bytes, file: Path) -> Entry:
     except (ValueError, RecursionError) as error:
         raise UsageError(f"catalogue entry {file}: not TOML: {error}") from None
     faults = [*_unknown(values), *_lines(values), *_lists(values)]
-    tree = _digest(values.get("tree"), faults)
+    tree, digest = _digest("tree", values, faults), _digest("digest", values, faults)
     _check_name(values, faults)
     if values.get("status", "active") not in get_args(Status):
         faults.append(f"status: expected active or yanked, found {values['status']!r}")
@@ -148,13 +151,16 @@ def parse(data: bytes, file: Path) -> Entry:
         faults.append("reason: belongs to what is yanked, and only to that")
     if ("source" in values) == bool(values.get("origins")):
         faults.append("expected either origins, where it can be fetched, or source, where it ships with the engine")
-    if "source" not in values:
-        faults += [f"{key}: missing" for key in ("version", "tree") if key not in values]
+    if "source" not in values and "version" not in values:
+        faults.append("version: missing")
+    web = any(str(origin).startswith(("https:", "http:")) for origin in values.get("origins") or ())
+    if web != ("digest" in values):
+        faults.append("digest: belongs to an https: origin, which needs the digest of its file, and only to that")
     if faults:
         raise UsageError(f"catalogue entry {file}:\n" + "\n".join(f"  {fault}" for fault in faults), hint=_HINT)
     plain: dict[str, Any] = {key: values[key] for key in ("name", "version", *_LINES) if key in values}
     plain.update({key: tuple(values.get(key, ())) for key in _LISTS})
-    return Entry(file=file, tree=tree, status=cast("Status", values.get("status", "active")), **plain)
+    return Entry(file=file, tree=tree, digest=digest, status=cast("Status", values.get("status", "active")), **plain)
 
 
 def _unknown(values: Object) -> Iterable[str]:
@@ -180,13 +186,13 @@ def _lists(values: Object) -> Iterable[str]:
             yield f"{key}: expected an array of strings, found {value!r}"
 
 
-def _digest(value: Any, faults: list[str]) -> Digest | None:
-    if value is None:
+def _digest(key: str, values: Object, faults: list[str]) -> Digest | None:
+    if key not in values:
         return None
     try:
-        return Digest.parse(value)
+        return Digest.parse(values[key])
     except CorruptContent as error:
-        faults.append(f"tree: {error.message}")
+        faults.append(f"{key}: {error.message}")
         return None
 
 

@@ -126,6 +126,13 @@ def signature_referrers(
     )
 
 
+def runtime_referrers(image: Descriptor, name: str, key: PrivateKey) -> tuple[Referrer, ...]:
+    """Return the release signature of a runtime image in both of cosign's forms: it has no files of its own to sign."""
+    subject = Descriptor(image.media_type, image.digest, image.size)
+    signature = sign_bundle(cosign_statement(image.digest).payload(), key)
+    return bundle_referrer(subject, signature, COSIGN_SIGN), cosign_referrer(subject, name, key)
+
+
 def cosign_referrer(image: Descriptor, name: str, key: PrivateKey) -> Referrer:
     """Return cosign's older signature manifest (tag ``sha256-….sig`` in a registry)."""
     payload = strictjson.canonical(_simple_signing(name, image.digest))

@@ -70,22 +70,24 @@ class State:
 class Kept:
     """The files below one home."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, anchor: bytes | None = None) -> None:
+        """Look below ``home``; ``anchor`` stands in for the one there."""
         self.folder = home / FOLDER
-        self._anchor = home / ANCHOR
+        self._place = home / ANCHOR
+        self._anchor = anchor
 
     def root(self, *, version: int | None = None, until_damaged: bool = False) -> Root:
         """Return the newest kept root, or that of ``version``, verified from the anchor upwards.
 
         ``until_damaged`` stops before a kept root that does not verify, which is then fetched again.
         """
-        root = metadata.anchor(self._read_anchor())
+        root = metadata.anchor(self.anchor())
         while version is None or root.version < version:
-            path = self.folder / f"{root.version + 1}.root.json"
-            if not path.exists():
+            name = f"{root.version + 1}.root.json"
+            if not self.has(name):
                 break
             try:
-                root = metadata.next_root(self.read(path.name), root)
+                root = metadata.next_root(self.read(name), root)
             except VerificationError as error:
                 if until_damaged:
                     break
@@ -93,22 +95,28 @@ class Kept:
                 raise
         return root
 
-    def _read_anchor(self) -> bytes:
+    def anchor(self) -> bytes:
+        """Return the anchor, unverified.
+
+        Raises:
+            NotVerifiable: there is none.
+        """
+        if self._anchor is not None:
+            return self._anchor
         try:
-            with open(self._anchor, "rb") as stream:
+            with open(self._place, "rb") as stream:
                 return stream.read(metadata.MAX_BYTES["root"] + 1)
         except FileNotFoundError:
             raise NotVerifiable(
-                f"there is no anchor at {self._anchor}, and nothing is trusted without one",
+                f"there is no anchor at {self._place}, and nothing is trusted without one",
                 hint="intaglio trust anchor FILE   (a root.json that reached you by a way you trust)",
             ) from None
         except OSError as error:
-            raise NotVerifiable(f"anchor {self._anchor}: {error.strerror}") from None
+            raise NotVerifiable(f"anchor {self._place}: {error.strerror}") from None
 
     def state(self) -> State | None:
         """Return which files belong together; nothing where nothing was fetched."""
-        path = self.folder / STATE
-        return State.parse(self.read(STATE), str(path)) if path.exists() else None
+        return State.parse(self.read(STATE), str(self.folder / STATE)) if self.has(STATE) else None
 
     def readable_state(self) -> State | None:
         """Return the state, or nothing where it is damaged."""
@@ -116,6 +124,10 @@ class Kept:
             return self.state()
         except VerificationError:
             return None
+
+    def has(self, name: str) -> bool:
+        """Return whether there is a kept file of that name."""
+        return (self.folder / name).exists()
 
     def read(self, name: str) -> bytes:
         """Return a kept file.
@@ -137,6 +149,7 @@ class Kept:
         """Keep a file, unless it is there as it should be."""
         path = self.folder / name
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             if not (path.exists() and path.read_bytes() == data):
                 replace_file(path, data, self.folder)
         except OSError as error:
@@ -148,15 +161,16 @@ class Kept:
 
     def sweep(self, used: set[str]) -> None:
         """Remove files that nobody names any more, roots excepted, once no reader can be at them."""
-        for path in self.folder.glob("*.json"):
+        for path in (*self.folder.glob("*.json"), *self.folder.glob("blobs/*/*")):
             young = time.time() - path.stat().st_mtime < _OLD
-            if path.name not in used and path.name != STATE and not path.name.endswith(".root.json") and not young:
+            name = str(path.relative_to(self.folder))
+            if name not in used and name != STATE and not name.endswith(".root.json") and not young:
                 path.unlink(missing_ok=True)
 
     def clear(self) -> None:
         """Forget everything that was fetched; the state goes first."""
         (self.folder / STATE).unlink(missing_ok=True)
-        for path in self.folder.glob("*.json"):
+        for path in (*self.folder.glob("*.json"), *self.folder.glob("blobs/*/*")):
             path.unlink(missing_ok=True)
 
     @contextlib.contextmanager
@@ -172,3 +186,32 @@ class Kept:
             yield
         finally:
             os.close(fd)
+
+
+class Draft(Kept):
+    """What would be kept: reads what is, and holds what is written in memory; the files stay as they are."""
+
+    def __init__(self, home: Path, anchor: bytes | None = None) -> None:
+        """Begin with what is kept below ``home``: with nothing, if it has another anchor than ``anchor``."""
+        super().__init__(home, anchor)
+        self._written: dict[str, bytes] = {}
+        self._empty = anchor is not None and not (self._place.is_file() and self._place.read_bytes() == anchor)
+
+    def has(self, name: str) -> bool:
+        """Return whether a file of that name is kept, or would be."""
+        return name in self._written or (not self._empty and super().has(name))
+
+    def read(self, name: str) -> bytes:
+        """Return a file: see :meth:`Kept.read`."""
+        if name in self._written:
+            return self._written[name]
+        if self._empty:
+            raise CorruptContent(f"{name}: is not kept", hint=_HEAL)
+        return super().read(name)
+
+    def write(self, name: str, data: bytes) -> None:
+        """Hold a file."""
+        self._written[name] = data
+
+    def sweep(self, used: set[str]) -> None:
+        """Remove nothing."""

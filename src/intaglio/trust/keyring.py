@@ -20,6 +20,7 @@ from intaglio.trust.key import PrivateKey, PublicKey, is_encrypted
 
 BUILDER = "builder"
 RELEASE = "release"
+EVALUATOR = "evaluator"
 VARIABLE = "INTAGLIO_PASSPHRASE"
 FILE_VARIABLE = "INTAGLIO_PASSPHRASE_FILE"
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}\Z")
@@ -115,7 +116,7 @@ def _read(path: Path, name: str) -> bytes:
             return stream.read(_MAX_BYTES)
     except FileNotFoundError:
         raise MachineError(
-            f"there is no key {name!r}: expected {path}", hint="`intaglio init` makes the builder and release keys"
+            f"there is no key {name!r}: expected {path}", hint="`intaglio init` makes builder, release and evaluator"
         ) from None
     except OSError as error:
         raise MachineError(f"key {name!r}: {path}: {error.strerror}") from None

@@ -380,7 +380,7 @@ def _not_older(what: str, found: int, known: int) -> None:
     if found < known:
         raise Untrusted(
             f"{what}: rolled back: expected version {known} or newer, found {found}",
-            hint="the mirror is behind, or somebody replays old metadata",
+            hint="the mirror, or the kit, is behind what is known here; or somebody replays old metadata",
         )
 
 

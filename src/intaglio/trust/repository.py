@@ -6,6 +6,7 @@
     DIR/staged/*.json          the next root or targets, with the signatures so far
     DIR/metadata/              what has been published
     DIR/manifests/             the targets' bytes, by their sha256
+    DIR/files/                 the files of policies and keys, by theirs
 
 - Nothing is published below a threshold: of the root, by its predecessor's keys and its own; of the targets, by the
   keys that the root names.
@@ -39,8 +40,9 @@ from intaglio.digest import Digest
 from intaglio.errors import CorruptContent, MachineError, NotVerifiable, Untrusted, UsageError
 from intaglio.trust import metadata, review
 from intaglio.trust.key import PrivateKey, PublicKey
+from intaglio.trust.mirror import BLOBS, check, only_file, target_path
 from intaglio.trust.review import Staged
-from intaglio.trust.target import Name, Target, is_line
+from intaglio.trust.target import FILES, Name, Target, is_line
 
 SETTINGS = "repository.toml"
 DAYS: Mapping[str, int] = {"root": 365, "targets": 180, "snapshot": 30, "timestamp": 7}
@@ -198,11 +200,11 @@ class Repository:
 
     # --- changes -------------------------------------------------------------------------------------------------
 
-    def add(self, target: Target, manifest: bytes, now: datetime) -> None:
-        """Stage ``target``, whose bytes are ``manifest``.
+    def add(self, target: Target, manifest: bytes, now: datetime, file: bytes | None = None) -> None:
+        """Stage ``target``, whose bytes are ``manifest``; ``file`` is what a policy or key consists of.
 
         Raises:
-            CorruptContent: these are not its bytes.
+            CorruptContent: these are not its bytes, or not its file's.
             UsageError: its name and version stand for other bytes already.
         """
         if Digest.of(manifest) != target.digest or len(manifest) != target.size:
@@ -219,6 +221,9 @@ class Repository:
                 )
             if known.status == "yanked" and target.status != "yanked":
                 raise UsageError(f"{target.name} was yanked: {known.reason}", hint="add it under another version")
+        if target.kind in FILES:
+            one = only_file(target, manifest)
+            self._write(f"files/{one.digest.hex}", check(file or b"", one.digest, one.size, f"target {target.name}"))
         self._write(f"manifests/{target.digest.hex}", manifest)
         self._put(target, now)
 
@@ -383,11 +388,13 @@ class Repository:
     def _mirror(self, out: Path) -> None:
         """Bring ``out`` to the published state: targets, metadata with versions, and the timestamp last."""
         for target in self.targets():
-            folder, _, version = target.path.rpartition("/")
-            data = (self.folder / "manifests" / target.digest.hex).read_bytes()
-            if Digest.of(data) != target.digest:
-                raise CorruptContent(f"{self.folder / 'manifests' / target.digest.hex}: does not have its digest")
-            _put_file(out / "targets" / folder / f"{target.digest.hex}.{version}", data)
+            place = self.folder / "manifests" / target.digest.hex
+            data = check(place.read_bytes(), target.digest, target.size, str(place))
+            if target.kind in FILES:
+                file = only_file(target, data)
+                place = self.folder / "files" / file.digest.hex
+                _put_file(out / BLOBS / file.digest.hex, check(place.read_bytes(), file.digest, file.size, str(place)))
+            _put_file(out / target_path(target), data)
         for path in sorted((self.folder / "metadata").glob("[0-9]*.json")):
             _put_file(out / "metadata" / path.name, path.read_bytes())
         _put_file(out / "metadata" / "timestamp.json", (self.folder / "metadata" / "timestamp.json").read_bytes())

@@ -3,7 +3,8 @@
 - Every statement written here is canonical and holds no time, host or invocation.
 - What a signer signed is read as strictly as what anyone sent: a key can be careless, too.
 
-(in-toto Statement v1; SLSA Provenance v1; OpenSSF Model Signing 1.0; cosign's ``sign/v1`` predicate.)
+(in-toto Statement v1; SLSA Provenance v1; in-toto test result v0.1; OpenSSF Model Signing 1.0; cosign's ``sign/v1``
+predicate.)
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ STATEMENT = "https://in-toto.io/Statement/v1"
 COSIGN_SIGN = "https://sigstore.dev/cosign/sign/v1"
 MODEL_SIGNING = "https://model_signing/signature/v1.0"
 PROVENANCE = "https://slsa.dev/provenance/v1"
+TEST_RESULT = "https://in-toto.io/attestation/test-result/v0.1"
 BUILD_TYPES = "https://intaglio.dev/buildtypes/"
 ASSEMBLE = f"{BUILD_TYPES}assemble/v1"
 """The build type of an image's assembly."""
@@ -131,6 +133,39 @@ def model_signing_statement(name: str, files: Iterable[tuple[str, Digest]]) -> S
     serialization = {"method": "files", "hash_type": "sha256", "allow_symlinks": False, "ignore_paths": []}
     predicate: Object = {"resources": resources, "serialization": serialization}
     return Statement((Subject(Digest.from_hex(root), name),), MODEL_SIGNING, predicate)
+
+
+# --- evaluations ------------------------------------------------------------------------------------------------------
+
+
+def evaluation_statement(
+    image: Digest,
+    *,
+    configuration: Iterable[tuple[str, Digest]],
+    metrics: Mapping[str, float],
+    gates: Mapping[str, Mapping[str, float]],
+    samples: int,
+) -> Statement:
+    """Return the test result of an evaluation whose gates all hold: nothing else is ever attested.
+
+    Args:
+        image: the image's manifest.
+        configuration: name and digest of what decided the results: program, toolchain, tasks, texts.
+        metrics: what was measured; an extension of the predicate, as policies read it.
+        gates: for each metric that had to hold, ``minimum`` and ``maximum``; an extension, too.
+        samples: how many samples were measured; an extension, too.
+    """
+    named = sorted(configuration, key=lambda one: one[0])
+    predicate: Object = {
+        "result": "PASSED",
+        "configuration": [Subject(digest, name).to_json() for name, digest in named],
+        "passedTests": sorted(gates),
+        "failedTests": [],
+        "metrics": dict(metrics),
+        "gates": {metric: dict(bounds) for metric, bounds in gates.items()},
+        "samples": samples,
+    }
+    return Statement((Subject(image),), TEST_RESULT, predicate)
 
 
 # --- provenance ------------------------------------------------------------------------------------------------------

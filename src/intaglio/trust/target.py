@@ -4,6 +4,7 @@
   ASCII, so that no two names look alike by case, script or separators.
 - The path of a target is the name and the version; its bytes are an OCI manifest, so its hash is that content's
   identity.
+- A policy or a key is a tree of one file of a fixed name, so that its digest depends on the file's bytes alone.
 - ``status``, ``licence`` and ``publisher`` bind: they are signed and policies read them. ``origins`` and ``repository``
   are hints where to fetch; what comes from there is compared with the digest.
 
@@ -31,6 +32,10 @@ KINDS: Mapping[str, str] = {
     "keys": "key",
 }
 """First part of a name → kind of the target."""
+FILES: Mapping[str, str] = {"policy": "policy.toml", "key": "key.pem"}
+"""Kind of a target that is one small file, which the source itself carries → the file's name in its tree."""
+MAX_FILE = 1 << 20
+"""Largest such file in bytes."""
 Status: TypeAlias = Literal["active", "yanked"]
 MAX_SIZE = 4 << 20
 """Largest target in bytes: what registries accept as a manifest."""

@@ -34,8 +34,8 @@ from intaglio.errors import (
 from intaglio.trust import freshness, metadata
 from intaglio.trust.freshness import Freshness
 from intaglio.trust.kept import ANCHOR, STATE, Kept, State
-from intaglio.trust.mirror import Mirror
-from intaglio.trust.target import Target
+from intaglio.trust.mirror import BLOBS, Mirror, check, fetch_file, only_file
+from intaglio.trust.target import FILES, Name, Target
 
 MAX_ROTATIONS = 256
 """Most roots that one refresh goes through."""
@@ -72,7 +72,11 @@ class TrustedSource:
             CorruptContent, Untrusted: what is kept is damaged, or not what the anchor's keys signed.
             Stale: it was past its date already when it was last known to be current.
         """
-        kept = Kept(home)
+        return cls.of(Kept(home), reference_time)
+
+    @classmethod
+    def of(cls, kept: Kept, reference_time: datetime) -> TrustedSource:
+        """Return what ``kept`` holds: see :meth:`load`."""
         root = kept.root()
         state = kept.state()
         if state is None:
@@ -95,6 +99,14 @@ class TrustedSource:
     def age(self) -> timedelta:
         """How long ago the source is known to have been current."""
         return self.freshness.age
+
+    def metadata(self) -> dict[str, bytes]:
+        """Return every metadata file but the roots, by the name under which it is published."""
+        stamp, shot = self._timestamp, self._snapshot
+        names = [f"{shot.version}.snapshot.json", f"{metadata.listed(shot, 'targets').version}.targets.json"]
+        for role in self._every_role():
+            names += [f"{metadata.listed(shot, name).version}.{name}.json" for name in metadata.delegated(role)]
+        return {"timestamp.json": self._read(f"{stamp.version}.timestamp.json"), **{n: self._read(n) for n in names}}
 
     def versions(self) -> dict[str, int]:
         """Return the versions of the four top-level roles: what locks and provenance record."""
@@ -137,6 +149,28 @@ class TrustedSource:
             hint = f"did you mean {known[near[0]].name}?" if near else "`intaglio trust list` shows what is listed"
             raise PolicyRefusal(f"{path}: the trusted source does not list it", hint=hint)
         return found
+
+    def file(self, name: Name) -> bytes:
+        """Return the policy or key that ``name`` stands for: its file as it was fetched with the metadata, re-hashed.
+
+        Raises:
+            PolicyRefusal: the source does not list it, or has yanked it.
+            UsageError: it is neither a policy nor a key.
+            NotVerifiable: the mirror did not have the file.
+            CorruptContent: what is kept does not have its digest.
+        """
+        if name.kind not in FILES:
+            raise UsageError(f"{name}: expected the name of a policy or key, found that of a {name.kind}")
+        target, what = self.target(name.path).require_active(), f"target {name}"
+        manifest = check(self._blob(target.digest, what), target.digest, target.size, what)
+        file = only_file(target, manifest)
+        return check(self._blob(file.digest, what), file.digest, file.size, f"{what}: {file.path}")
+
+    def _blob(self, digest: Digest, what: str) -> bytes:
+        try:
+            return self._read(f"{BLOBS}/{digest.hex}")
+        except CorruptContent:
+            raise NotVerifiable(f"{what}: {digest} is listed, and is not here", hint="intaglio trust refresh") from None
 
     def targets(self) -> tuple[Target, ...]:
         """Return every target, sorted by path; what a delegated role lists outside its paths is not there."""
@@ -193,7 +227,7 @@ def set_anchor(home: Path, data: bytes, *, replace: bool = False) -> Root:
 def last_address(home: Path) -> str | None:
     """Return where the source was fetched last; nothing if it never was."""
     state = Kept(home).readable_state()
-    return state.address if state else None
+    return (state.address or None) if state else None
 
 
 def refresh(home: Path, mirror: Mirror, clock: datetime) -> TrustedSource:
@@ -211,12 +245,25 @@ def refresh(home: Path, mirror: Mirror, clock: datetime) -> TrustedSource:
     return TrustedSource.load(home, clock)
 
 
+def follow(kept: Kept, mirror: Mirror, clock: datetime) -> TrustedSource:
+    """Bring ``kept`` to what ``mirror`` carries, which is no evidence that nothing newer exists; return it.
+
+    What is not current is not refused for that: it must have been when it was last known to be, as for what is kept.
+
+    Raises:
+        VerificationError: as :func:`refresh` does, but that the mirror's metadata may have expired since.
+    """
+    _Refresh(kept, mirror, clock, carried=True).run()
+    return TrustedSource.of(kept, clock)
+
+
 class _Refresh:
     """One run of the client workflow (section 5 of the specification)."""
 
-    def __init__(self, kept: Kept, mirror: Mirror, clock: datetime) -> None:
+    def __init__(self, kept: Kept, mirror: Mirror, clock: datetime, *, carried: bool = False) -> None:
         self._kept = kept
         self._mirror = mirror
+        self._carried = carried
         self._state = kept.readable_state()
         # A clock behind what was seen before is wrong: time does not go back (5.1).
         seen = self._state.seen if self._state else None
@@ -226,7 +273,8 @@ class _Refresh:
     def run(self) -> None:
         """Fetch, verify and keep the four top-level roles and all delegated ones."""
         root = self._roots()
-        metadata.require_current(root, "root", self._now)
+        if not self._carried:
+            metadata.require_current(root, "root", self._now)
         known, listed = self._known(root)
         stamp, data = self._timestamp(root, known)
         shot = self._role(
@@ -244,9 +292,17 @@ class _Refresh:
                     if len(seen) > metadata.MAX_ROLES:
                         raise CorruptContent(f"expected at most {metadata.MAX_ROLES} delegated roles, found more")
                     pending.append(self._targets(name, role, shot))
+            self._files(role)
         self._keep(f"{stamp.version}.timestamp.json", data)
-        self._kept.commit(State(stamp.version, root.version, self._now, self._mirror.address))
+        self._kept.commit(self._new_state(stamp.version, root.version))
         self._kept.sweep(self._used)
+
+    def _new_state(self, stamp: int, root: int) -> State:
+        """Return what is to be remembered: what was carried here was not seen online, nor is it known where."""
+        if not self._carried:
+            return State(stamp, root, self._now, self._mirror.address)
+        before = self._state
+        return State(stamp, root, before.seen if before else None, before.address if before else "")
 
     def _roots(self) -> Root:
         """Return the newest root, each version verified by the one before it and kept at once (5.3)."""
@@ -282,12 +338,39 @@ class _Refresh:
         stamp = metadata.timestamp(data, root, previous)
         if stamp is previous:
             data = self._kept.read(f"{stamp.version}.timestamp.json")
+        if self._carried:
+            seen = self._state.seen if self._state else None
+            self._now = freshness.judge(
+                clock=self._now, signed=metadata.signed_at(stamp), seen=seen, expires=stamp.expires
+            ).as_of
+            metadata.require_current(root, "root", self._now)
         metadata.require_current(stamp, "timestamp", self._now)
         return stamp, data
 
     def _targets(self, name: str, delegator: Root | Targets, shot: Snapshot) -> Targets:
         meta = metadata.listed(shot, name)
         return self._role(name, meta.version, lambda data: metadata.targets(data, name, delegator, shot))
+
+    def _files(self, role: Targets) -> None:
+        """Keep the policies and keys that ``role`` lists, as far as the mirror has them: a kit has a selection."""
+        for path in sorted(role.targets):
+            if Name.of_path(path).kind not in FILES:
+                continue
+            target = metadata.target(path, role)
+            if target.status != "active":
+                continue
+            name = f"{BLOBS}/{target.digest.hex}"
+            try:
+                manifest = check(self._kept.read(name), target.digest, target.size, name)
+                file = only_file(target, manifest)
+                data = check(self._kept.read(f"{BLOBS}/{file.digest.hex}"), file.digest, file.size, name)
+            except VerificationError:
+                found = fetch_file(target, self._mirror)
+                if found is None:
+                    continue
+                manifest, data = found
+            self._keep(name, manifest)
+            self._keep(f"{BLOBS}/{Digest.of(data).hex}", data)
 
     def _role(self, role: str, version: int, judge: Callable[[bytes], _S]) -> _S:
         """Return a role as it is kept, else as the mirror has it."""

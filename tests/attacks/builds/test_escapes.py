@@ -99,6 +99,49 @@ def test_its_own_loopback_works(tmp_path: Path) -> None:
     assert outcome.status == 0, box.said()
 
 
+_INTERFACES = """
+import ctypes, ctypes.util, socket
+libc = ctypes.CDLL(None, use_errno=True)
+found = ctypes.c_void_p()
+print("getifaddrs", libc.getifaddrs(ctypes.byref(found)), flush=True)
+for family in set(range(64)) - {1, 2, 10}:
+    for protocol in range(32):
+        try:
+            socket.socket(family, socket.SOCK_RAW, protocol)
+        except OSError:
+            continue
+        print("socket", family, protocol, flush=True)
+number = 41 if __import__("os").uname().machine == "x86_64" else 198
+libc.syscall.argtypes = [ctypes.c_long] * 4
+for arguments in ((16 + (1 << 32), 3, 0), (16, 3, 4), (16, 3, 1 << 32)):
+    assert libc.syscall(number, *arguments) < 0, arguments
+"""
+
+
+@pytest.mark.parametrize("interfaces", [False, True])
+def test_interfaces_are_listed_by_those_that_say_so_and_nothing_else_opens(tmp_path: Path, interfaces: bool) -> None:
+    box = Box(tmp_path)
+    outcome = box.python(_INTERFACES, interfaces=interfaces)
+    assert outcome.status == 0, box.said()
+    expected = ["getifaddrs 0", "socket 16 0"] if interfaces else ["getifaddrs -1"]
+    assert box.said().splitlines() == expected
+
+
+def test_who_may_list_interfaces_cannot_change_them(tmp_path: Path) -> None:
+    """RTM_NEWLINK that takes the loopback down: EPERM, for want of capabilities."""
+    box = Box(tmp_path)
+    outcome = box.python(
+        "import socket, struct\n"
+        "netlink = socket.socket(16, socket.SOCK_RAW, 0)\n"
+        "body = struct.pack('=BxHiII', 0, 0, 1, 0, 1)\n"
+        "netlink.send(struct.pack('=IHHII', 16 + len(body), 16, 5, 1, 0) + body)\n"
+        "error = struct.unpack('=i', netlink.recv(4096)[16:20])[0]\n"
+        "assert error == -1, error\n",
+        interfaces=True,
+    )
+    assert outcome.status == 0, box.said()
+
+
 def test_its_own_child_processes_and_threads_work(tmp_path: Path) -> None:
     """The filter refuses namespaces, not processes."""
     box = Box(tmp_path)

@@ -18,19 +18,6 @@ USER, PASSWORD = "ci", "correct horse"
 HTPASSWD = "ci:$2b$05$x7O2hPe2wL3ZbW0E8NGbUeV2l1mHd.amGidVwhbAZFyIjrL3kBLfq\n"
 
 
-def program(suite: str) -> Path:
-    """``docker-registry`` of a Debian suite: 2.8.2 or 2.8.3 at the time of writing, without the referrers API."""
-    target = programs.cache() / "debian" / f"docker-registry-{suite}"
-    binary = target / "usr" / "bin" / "docker-registry"
-    try:
-        with programs._lock(target):
-            if not binary.exists():
-                programs._unpack("docker-registry", suite, target)
-    except programs.NotHere as error:
-        programs.missing(f"docker-registry: {error}")
-    return binary
-
-
 @dataclass(frozen=True)
 class Distribution:
     """A running registry."""
@@ -55,11 +42,16 @@ class Distribution:
 
 @contextlib.contextmanager
 def running(
-    folder: Path, *, tls: tuple[Path, Path] | None = None, password: bool = False, suite: str = "bookworm"
+    folder: Path,
+    *,
+    tls: tuple[Path, Path] | None = None,
+    password: bool = False,
+    suite: str = "bookworm",
+    port: int | None = None,
 ) -> Iterator[Distribution]:
     """Run a registry that keeps its data below ``folder``; ``tls`` is a certificate and its key."""
     folder.mkdir(parents=True, exist_ok=True)
-    port = _free_port()
+    port = port or _free_port()
     text = f"""version: 0.1
 log: {{level: error, accesslog: {{disabled: true}}}}
 storage: {{filesystem: {{rootdirectory: "{folder / "data"}"}}, delete: {{enabled: true}}}}
@@ -75,7 +67,7 @@ http:
     (folder / "config.yml").write_text(text)
     with open(folder / "log", "wb") as log:
         process = subprocess.Popen(
-            [str(program(suite)), "serve", str(folder / "config.yml")],
+            [str(programs.docker_registry(suite)), "serve", str(folder / "config.yml")],
             stdout=log,
             stderr=log,
             env={"PATH": "/usr/bin:/bin", "OTEL_TRACES_EXPORTER": "none"},

@@ -44,10 +44,7 @@ def evaluation(evidence: Evidence, policy: Policy) -> str:
     """Every metric that the policy bounds was measured by an evaluator, and lies within its bounds."""
     if not policy.thresholds:
         raise NotRequired
-    found: dict[str, list[float]] = {}
-    for statement in _attested(evidence, policy, TEST_RESULT, "evaluator"):
-        for name, value in _metrics(statement).items():
-            found.setdefault(name, []).append(value)
+    found = measured(evidence, policy)
     faults, passed = [], []
     for name, bounds in sorted(policy.thresholds.items()):
         values = found.get(name)
@@ -59,6 +56,19 @@ def evaluation(evidence: Evidence, policy: Policy) -> str:
     if faults:
         raise PolicyRefusal("; ".join(faults))
     return ", ".join(passed)
+
+
+def measured(evidence: Evidence, policy: Policy) -> dict[str, list[float]]:
+    """Return each metric that the policy's evaluators attest about the image, as often as it was measured.
+
+    Raises:
+        VerificationError: there is no test result of theirs, or one is malformed, about something else, or says no.
+    """
+    found: dict[str, list[float]] = {}
+    for statement in _attested(evidence, policy, TEST_RESULT, "evaluator"):
+        for name, value in _metrics(statement).items():
+            found.setdefault(name, []).append(value)
+    return found
 
 
 _GRAVITY = (CorruptContent, Untrusted, PolicyRefusal)

@@ -59,6 +59,8 @@ def require_model(evidence: Evidence) -> ModelImage:
     """
     if isinstance(evidence.model, VerificationError):
         raise evidence.model
+    if not isinstance(evidence.model, ModelImage):
+        raise CorruptContent("expected a model image, found a runtime image")
     return evidence.model
 
 

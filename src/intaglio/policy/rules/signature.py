@@ -65,8 +65,10 @@ def model_signing(evidence: Evidence, policy: Policy) -> str:
     """A release key signed the plain files as OpenSSF Model Signing has it: these names, these digests, no others."""
     if "model-signing" not in policy.require:
         raise NotRequired
-    if not isinstance(evidence.model, ModelImage):
+    if isinstance(evidence.model, VerificationError):
         raise evidence.model
+    if not isinstance(evidence.model, ModelImage):
+        raise CorruptContent("expected a model image, found a runtime image")
     found = find_statements(evidence.attachments(), MODEL_SIGNING, policy.releasers, "model signature")
     signed = next((one for one in found if _covers(one.statement, evidence.model)), None)
     if signed is None:

@@ -17,7 +17,7 @@ from intaglio.digest import Digest
 from intaglio.errors import Error, NotVerifiable, UsageError
 from intaglio.progress import Progress
 from intaglio.recipe.sources.interface import BadUri, changed, offline_refusal, present, resolve, unreachable
-from intaglio.trust.target import Name
+from intaglio.trust.target import Name, Target
 from intaglio.trust.tuf import TrustedSource
 
 
@@ -70,9 +70,27 @@ class TrustedInput:
         problems: list[Error] = []
         for origin in target.origins:
             try:
-                found = resolve(origin, self.folder, name=self.name)
+                found = resolve(origin, self.folder, name=self.name, digest=self._file(origin, target, store))
                 return found.fetch(store, expected=target.digest, progress=progress, offline=False)
             except Error as error:
                 problems.append(error)
         said = "; ".join(error.message for error in problems) or "the trusted source names no origin"
         raise unreachable(self.uri, f"none of its origins gives {target.digest}: {said}")
+
+    def _file(self, origin: str, target: Target, store: Store) -> Digest | None:
+        """Return the digest of the one file behind an ``https:`` origin, from the target's manifest; else nothing.
+
+        Raises:
+            BadUri: the target is of several files, which no such origin can give.
+            SourceUnreachable, CorruptContent: the source does not give the manifest.
+        """
+        if self.source is None or not origin.startswith(("https:", "http:")):
+            return None
+        from intaglio.recipe.sources.mirror import mirror_at
+        from intaglio.trust.mirror import fetch_manifest
+
+        manifest = fetch_manifest(target, mirror_at(self.source().address), store)
+        files = Tree.parse(manifest, str(target.name)).files
+        if len(files) != 1:
+            raise BadUri(f"{origin}: expected one file, {target.name} has {len(files)}")
+        return files[0].digest

@@ -1,0 +1,131 @@
+"""What serves what: every server program that reads safetensors over every form, against what it says of itself.
+
+    python -m benchmarks.servers [--home HOME] [--only vllm]
+
+- A tiny model is made from a seed, and of it every form that the libraries here can write (``tests/builder/forms.py``).
+- Each server program is run bare over each form, also over those that it does not declare: one that it serves all the
+  same is a mistake of the table as well as one that it does not serve though it says so.
+- A form is served when a chat is answered with four tokens. What the tokens say is the affair of evaluations.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from tests.builder import forms
+
+from benchmarks import machine, scratch
+from benchmarks.program import ROOT, Program
+from benchmarks.run import PROOF
+from benchmarks.serve_ready import NotServed, bare, python_of
+from benchmarks.table import Report, Table, verdict
+from intaglio.build import servers
+from intaglio.build.servers import Form
+from intaglio.content.layout import Store
+from intaglio.content.modelpack import ModelImage
+from intaglio.recipe.program import ServerProgram
+
+NAME = "proof/dense:1.0.0"
+RECIPE = """
+[model]
+name = "proof/dense"
+version = "1.0.0"
+licence = "Apache-2.0"
+[inputs.text]
+uri = "file:text/capitals.jsonl"
+[steps.seed]
+uses = "scratch"
+inputs = { corpus = "text" }
+[image]
+from = "seed"
+"""
+_QUESTION = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4, "temperature": 0}
+
+
+def prove(home: Program, place: Path, only: Sequence[str] = ()) -> Report:
+    """Try every server over every form; build and realise in ``home`` what that needs."""
+    recipe = place / "recipe"
+    (recipe / "text").mkdir(parents=True)
+    text = ROOT / "modelfiles" / "tiny-from-scratch" / "data" / "capitals.jsonl"
+    (recipe / "text" / text.name).write_bytes(text.read_bytes())
+    (recipe / "Modelfile.toml").write_text(RECIPE, encoding="utf-8")
+    home.run("lock", recipe)
+    home.build(recipe)
+    store = Store.open(home.store)
+    able = [one for one in servers.programs() if "safetensors" in one.formats and (not only or one.name in only)]
+    pythons = {}
+    for program in {one.name: one for one in servers.programs() if one in able or one.name == "transformers"}.values():
+        _say(f"realising {program.name}")
+        home.run("serve", NAME, "--runtime", program.name, "--prepare")
+        pythons[program.name] = python_of(program, store, place / "environments" / program.name)
+    models = place / "models"
+    image = ModelImage.parse(store.read(store.resolve(NAME), what=NAME), NAME)
+    (models / "none").mkdir(parents=True)
+    for file in image.files:
+        (models / "none" / file.path).symlink_to(store.path(file.digest))
+    _say("quantising")
+    make = [str(pythons["transformers"]), "-B", "-s", "-P", forms.__file__, str(models / "none"), str(models)]
+    subprocess.run([*make, *forms.FORMS], check=True, capture_output=True)
+    rows = [_try(program, pythons[program.name], models, word) for word in ("none", *forms.FORMS) for program in able]
+    table = Table(
+        "What serves what",
+        ("form", "server", "declared", "found", "seconds", "verdict"),
+        tuple(row for _, row in rows),
+        "Quantised to nearest, from the same tiny model; seconds from start to the end of the first answer.",
+    )
+    command = f"python -m benchmarks.servers{''.join(f' --only {name}' for name in only)}"
+    return Report(
+        "servers", "What serves what", command, machine.describe(place), (table,), passed=all(met for met, _ in rows)
+    )
+
+
+def _try(program: ServerProgram, python: Path, models: Path, word: str) -> tuple[bool, tuple[str, ...]]:
+    folder = models / word
+    files = {path.name: path.resolve() for path in folder.iterdir()}
+    found = servers.form_of(files, (folder / servers.CONFIG).read_bytes())
+    if found != Form("safetensors", word):
+        raise AssertionError(f"{word}: its configuration reads as {found}")
+    declared = servers.serves(program, found)
+    started = time.perf_counter()
+    try:
+        with bare(program, python, files, NAME) as served:
+            status, text = served.ask("POST", "/v1/chat/completions", {**_QUESTION, "model": NAME})
+            if status != 200:
+                raise NotServed(text[:300])
+        said = "served"
+    except NotServed as reason:
+        said = f"not served: {reason}"
+    seconds = time.perf_counter() - started
+    met = declared == (said == "served")
+    _say(f"{program.name} {word}: {said}, {'as declared' if met else 'NOT AS DECLARED'}")
+    return met, (word, program.name, "yes" if declared else "—", said, f"{seconds:.1f}", verdict(met))
+
+
+def _say(text: str) -> None:
+    print(f"servers: {text}", file=sys.stderr, flush=True)
+
+
+def main() -> int:
+    """Try what the command line names, write the page, and return 0, or 1 where the table is wrong."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--home", type=Path, help="a home to use; what is not realised there is realised there")
+    parser.add_argument("--only", action="append", default=[], help="this server alone; may be repeated")
+    parser.add_argument("--output", type=Path, default=PROOF)
+    chosen = parser.parse_args()
+    with scratch.folder() as place:
+        home = Program(chosen.home.absolute() if chosen.home else place / "home")
+        if not (home.home / "policy.toml").exists():
+            home.run("init")
+        report = prove(home, Path(tempfile.mkdtemp(dir=place)), chosen.only)
+    print(f"{report.markdown()}\nwritten to {report.write(chosen.output)}")
+    return 0 if report.passed else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
