@@ -23,7 +23,7 @@ demo: setup ## Build, sign, verify and serve a real model, once through (in .int
 	@INTAGLIO_HOME="$(INTAGLIO_HOME)" $(BIN)/python scripts/demo.py
 
 test: setup-test ## Run the tests (within 15 minutes)
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest tests -m "not long"
 
 lint: setup-test setup-lint ## Check style, types and the floors of the house
 	$(BIN)/ruff check .
@@ -36,6 +36,7 @@ format: setup-lint ## Rewrite the sources in the house style
 	$(BIN)/ruff format .
 
 proof: setup-test ## Run what is long, and write its tables to docs/proof/
+	$(BIN)/python -m pytest tests -m long
 	$(BIN)/python -m benchmarks.proof
 
 bench: setup-test ## Measure ingest, verification, sandbox and cached builds

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import machine, run, scratch
-from benchmarks.program import Program, snapshot
+from benchmarks.program import Program, ProgramFailed, snapshot
 from benchmarks.program import recipe as shipped
 from benchmarks.table import Report, Table, verdict
 
@@ -69,6 +69,15 @@ class Row:
     """Bytes."""
     loads: Mapping[str, str]
     """Runtime → ``yes``, or why not."""
+    failure: str = ""
+    """Why it was not built, in a line."""
+
+    @classmethod
+    def failed(cls, variant: Variant, why: ProgramFailed) -> Row:
+        """Return the row of a variant that was not built."""
+        said = str(why).splitlines()
+        line = next((one for one in said if one.startswith("error: ")), said[0])
+        return cls(variant, ("", ""), False, (0.0, 0.0), (0, 0), {}, line.removeprefix("error: ")[:160])
 
     @property
     def same(self) -> bool:
@@ -77,6 +86,8 @@ class Row:
 
     def cells(self) -> tuple[str, ...]:
         """Return the row of the table."""
+        if self.failure:
+            return (self.variant.name, f"{verdict(False)}: {self.failure}", *["–"] * (len(COLUMNS) - 2))
         seconds = " / ".join(f"{value:.1f}" for value in self.seconds)
         peak = f"{max(self.peak) / _MIB:.0f} MiB"
         loads = (self.loads.get(name, "–") for name in RUNTIMES)
@@ -292,7 +303,10 @@ def prove(place: Path, base: str, only: Sequence[str], *, serving: bool, note: C
     for variant in variants():
         if not only or variant.name in only:
             began = time.monotonic()
-            rows.append(bench.row(variant, serving=serving))
+            try:
+                rows.append(bench.row(variant, serving=serving))
+            except ProgramFailed as why:
+                rows.append(Row.failed(variant, why))
             note(f"{variant.name}: {' | '.join(rows[-1].cells()[1:])} ({time.monotonic() - began:.0f} s in all)")
     return rows
 
@@ -308,6 +322,7 @@ def report(rows: Sequence[Row], command: str, about: Mapping[str, str]) -> Repor
                 "seconds": list(row.seconds),
                 "peak_memory": list(row.peak),
                 "loads": dict(row.loads),
+                "failure": row.failure,
             }
             for row in rows
         ]

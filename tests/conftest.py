@@ -54,6 +54,12 @@ def skopeo() -> Path:
 
 
 @pytest.fixture(scope="session")
+def openai() -> Path:
+    """A Python with OpenAI's own client."""
+    return programs.openai()
+
+
+@pytest.fixture(scope="session")
 def model_signing() -> Path:
     """Stock ``model_signing``."""
     return programs.model_signing()

@@ -68,6 +68,11 @@ def model_signing() -> Path:
     return _python("model-signing", ("model-signing==1.1.1", "pyopenssl"), "bin/model_signing")
 
 
+def openai() -> Path:
+    """A Python that has OpenAI's own client, in an environment of its own."""
+    return _python("openai", ("openai>=2,<3",), "bin/python")
+
+
 def missing(reason: str) -> NoReturn:
     """Fail where ``CI`` is set, skip elsewhere."""
     if os.environ.get("CI"):

@@ -127,6 +127,14 @@ def check_finite(model: PreTrainedModel) -> None:
     weights.check_finite(wide, "Is dtype wide enough?")
 
 
-def save(model: PreTrainedModel, target: Path) -> None:
-    """Let llm-compressor write the compressed model into ``target``."""
-    model.save_pretrained(str(target), max_shard_size="100TB")
+def save(model: PreTrainedModel, target: Path, dtype: torch.dtype) -> None:
+    """Let llm-compressor write the compressed model into ``target``, with ``dtype`` in place of float32."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    model.save_pretrained(str(target), max_shard_size=weights.ONE_FILE)
+    path = target / weights.WEIGHTS
+    tensors = load_file(path)
+    save_file(
+        {name: value.to(dtype) if value.dtype == torch.float32 else value for name, value in tensors.items()}, path
+    )

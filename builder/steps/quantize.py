@@ -88,20 +88,13 @@ def save(saved: Path, config: dict[str, object], request: Request) -> None:
     Raises:
         Fault: what was written is not one file of weights.
     """
-    import torch
-    from safetensors.torch import load_file
-
-    dtype = request.text("dtype")
     files = sorted(path.name for path in saved.glob("*.safetensors"))
     if files != [weights.WEIGHTS]:
         raise Fault(f"the quantizer was expected to write {weights.WEIGHTS}, it wrote {', '.join(files) or 'nothing'}")
-    tensors = load_file(saved / weights.WEIGHTS)
-    kind = getattr(torch, dtype)
-    narrow = {name: tensor.to(kind) if tensor.dtype == torch.float32 else tensor for name, tensor in tensors.items()}
-    weights.write_tensors(request.out / weights.WEIGHTS, narrow)
+    canonical.canonicalise_safetensors(saved / weights.WEIGHTS, request.out / weights.WEIGHTS)
     written = json.loads((saved / "config.json").read_text(encoding="utf-8"))
     kept = {name: written[name] for name in ("quantization_config", "tie_word_embeddings") if name in written}
-    canonical.write_config(request.out / "config.json", {**config, **kept}, dtype)
+    canonical.write_config(request.out / "config.json", {**config, **kept}, request.text("dtype"))
     model = request.inputs["model"]
     canonical.copy_files(model, request.out, (*canonical.TOKENIZER_FILES, *canonical.GENERATION_FILES))
 
@@ -128,7 +121,7 @@ def to_compressed_tensors(request: Request, config: dict[str, object]) -> None:
     model = weights.load_model(model_folder, torch.float32, "eager")
     compressed.quantize(model, data, request)
     compressed.check_finite(model)
-    compressed.save(model, request.work / "saved")
+    compressed.save(model, request.work / "saved", getattr(torch, request.text("dtype")))
     save(request.work / "saved", config, request)
 
 

@@ -7,10 +7,11 @@ from dataclasses import replace
 
 import pytest
 from benchmarks import variants
-from benchmarks.program import Program
+from benchmarks.program import ROOT, Program, ProgramFailed
 from benchmarks.variants import Row, Variant
 
 from intaglio.recipe import modelfile
+from intaglio.recipe.program import load
 
 SAME = Row(
     Variant("x", "", "tune", "tune"),
@@ -35,7 +36,7 @@ def test_each_variant_is_a_recipe(tmp_path, base, variant):
 
 
 def test_every_method_and_strategy_has_a_row():
-    program = modelfile.Steps(variants.shipped("tiny"))("finetune")
+    program = load("finetune", ROOT / "builder")
     text = "".join(variant.steps for variant in variants.TRAINING)
     for name in ("method", "parallel"):
         for choice in program.parameters[name].choices:
@@ -49,6 +50,15 @@ def test_a_row_says_what_differs():
     assert not replace(SAME, outputs=(SAME.outputs[0], "sha256:" + "b" * 64)).same
     assert not replace(SAME, fresh=False).same
     assert not variants.report([SAME, replace(SAME, fresh=False)], "c", {}).passed
+
+
+def test_a_variant_that_fails_is_a_row_that_says_why():
+    row = Row.failed(
+        SAME.variant, ProgramFailed("intaglio build: exit status 31\nerror: step tune: too large\nhint: x")
+    )
+    assert not row.same
+    assert row.cells()[1] == "**no**: step tune: too large"
+    assert len(row.cells()) == len(variants.COLUMNS)
 
 
 def test_the_last_event_of_a_run_is_read(tmp_path):

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -211,6 +212,63 @@ def test_only_this_user_comes_to_the_socket(order: Order) -> None:
 
 
 # --- the relay -------------------------------------------------------------------------------------------------------
+
+
+def test_a_connection_that_is_open_at_the_end_is_cut_without_a_word(
+    order: Order, caplog: pytest.LogCaptureFixture
+) -> None:
+    opened = []
+
+    def ready(url: str, container: str) -> None:
+        place = urlsplit(url)
+        opened.append(socket.create_connection((place.hostname or "", place.port or 0)))
+        # It is relayed once a byte has passed; the end is asked for after that.
+        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+
+    class Silent(Host):
+        def _answer(self) -> None:
+            assert self._socket is not None
+            connection, _ = self._socket.accept()
+            connection.recv(65536)
+            connection.sendall(ANSWER)
+            connection.close()
+            held, _ = self._socket.accept()
+            self._over.wait(20)
+            held.close()
+
+    assert serve(Silent(), order, ready) == 0
+    with opened[0] as client:
+        client.settimeout(5)
+        assert client.recv(1) == b""
+    assert [record.message for record in caplog.records] == []
+
+
+def test_a_burst_waits_for_a_server_with_a_short_queue(order: Order) -> None:
+    class Slow(Host):
+        def start(self, order: Order) -> str:
+            super().start(order)
+            assert self._socket is not None
+            self._socket.listen(0)
+            return "c1"
+
+    answers: list[bytes] = []
+
+    def ask(url: str) -> None:
+        place = urlsplit(url)
+        with socket.create_connection((place.hostname or "", place.port or 0), timeout=20) as client:
+            client.sendall(b"GET / HTTP/1.1\r\n\r\n")
+            answers.append(client.recv(4096))
+
+    def burst(url: str) -> None:
+        threads = [threading.Thread(target=ask, args=(url,)) for _ in range(40)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        os.kill(os.getpid(), signal.SIGINT)
+
+    assert serve(Slow(), order, lambda url, container: threading.Thread(target=burst, args=(url,)).start()) == 0
+    assert answers == [ANSWER] * 40
 
 
 def test_a_port_that_is_taken(order: Order) -> None:

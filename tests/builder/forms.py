@@ -7,6 +7,7 @@ Run with the Python of an environment that has the toolchain ``serve-transformer
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -45,7 +46,13 @@ BITS_AND_BYTES: dict[str, dict[str, Any]] = {
     "fp4": {"load_in_4bit": True, "bnb_4bit_quant_type": "fp4", "bnb_4bit_compute_dtype": "bfloat16"},
     "bnb-int8": {"load_in_8bit": True},
 }
-FORMS = (*SCHEMES, *BITS_AND_BYTES)
+GROUP = 32
+PACKED: dict[str, dict[str, Any]] = {
+    "awq": {"quant_method": "awq", "bits": 4, "group_size": GROUP, "zero_point": True, "version": "gemm"},
+    "gptq": {"quant_method": "gptq", "bits": 4, "group_size": GROUP, "sym": True, "desc_act": False},
+}
+"""The configurations of AutoAWQ and AutoGPTQ, whose files are written here: neither can be installed on CPU."""
+FORMS = (*SCHEMES, *BITS_AND_BYTES, *PACKED)
 
 
 def compress(source: Path, target: Path, form: str) -> None:
@@ -88,12 +95,47 @@ def bits_and_bytes(source: Path, target: Path, form: str) -> None:
     model.save_pretrained(target)
 
 
+def pack(source: Path, target: Path, form: str) -> None:
+    """Write ``form`` of the model as AutoAWQ or AutoGPTQ lay it out: eight numbers of 4 bits in one of 32."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    places = (0, 2, 4, 6, 1, 3, 5, 7) if form == "awq" else range(8)
+
+    def join(numbers: Any, dimension: int) -> Any:
+        parts = numbers.unflatten(dimension, (-1, 8)).unbind(dimension + 1)
+        joined = sum(parts[place].long() << (4 * at) for at, place in enumerate(places))
+        return torch.where(joined >= 1 << 31, joined - (1 << 32), joined).int().contiguous()
+
+    tensors = {}
+    for name, tensor in load_file(source / "model.safetensors").items():
+        if not name.endswith("_proj.weight"):
+            tensors[name] = tensor.half()
+            continue
+        groups = tensor.float().t().unflatten(0, (-1, GROUP))
+        scales = groups.abs().amax(1).clamp(min=1e-4) / 7
+        numbers = (groups / scales.unsqueeze(1)).round().clamp(-8, 7).flatten(0, 1).int() + 8
+        stem = name.removesuffix("weight")
+        tensors[f"{stem}qweight"] = join(numbers, 1 if form == "awq" else 0)
+        # GPTQ's first format counts zero points from one.
+        tensors[f"{stem}qzeros"] = join(torch.full(scales.shape, 8 if form == "awq" else 7, dtype=torch.int32), 1)
+        tensors[f"{stem}scales"] = scales.half().contiguous()
+        if form == "gptq":
+            tensors[f"{stem}g_idx"] = torch.arange(len(numbers), dtype=torch.int32) // GROUP
+    target.mkdir()
+    save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    config |= {"dtype": "float16", "quantization_config": PACKED[form]}
+    (target / "config.json").write_text(json.dumps(config), encoding="utf-8")
+
+
 def main() -> int:
     """Make what the command line names."""
     source, out, *forms = sys.argv[1:]
     for form in forms:
         target = Path(out) / form
-        (bits_and_bytes if form in BITS_AND_BYTES else compress)(Path(source), target, form)
+        make = bits_and_bytes if form in BITS_AND_BYTES else pack if form in PACKED else compress
+        make(Path(source), target, form)
         for name in ("tokenizer.json", "tokenizer_config.json"):
             shutil.copy(Path(source) / name, target / name)
     return 0

@@ -11,6 +11,8 @@ from examples import read_examples
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = sorted(path.parent for path in (ROOT / "modelfiles").glob("*/Modelfile.toml"))
+OWN = [folder for folder in FOLDERS if (folder / "data").is_dir()]
+"""Those that have data of their own."""
 LIMIT = 300_000
 
 
@@ -32,10 +34,14 @@ def test_a_recipe_uses_what_is_there(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
-def test_the_data_is_small_and_can_be_read(folder: Path) -> None:
+def test_a_recipe_is_small_and_explained(folder: Path) -> None:
     files = [path for path in folder.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < LIMIT
     assert (folder / "README.md") in files
+
+
+@pytest.mark.parametrize("folder", OWN, ids=lambda folder: folder.name)
+def test_the_data_can_be_read(folder: Path) -> None:
     examples = read_examples(folder / "data")
     distinct = {(example.messages, example.text) for example in map(frozen, examples)}
     assert len(distinct) == len(examples), "an example stands twice"

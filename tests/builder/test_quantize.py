@@ -96,6 +96,8 @@ def test_nf4_is_the_same_in_another_place(bench: Bench) -> None:
     assert digests(bench.made(None, "7", method="nf4")) == digests(first)
     found = tensors(first / "model.safetensors")
     assert len(found["model.layers.0.mlp.up_proj.weight"][1]) == 704 * 256 // 2
+    (table,) = (entry for name, entry in found.items() if name == "model.layers.0.mlp.up_proj.weight.quant_map")
+    assert (table[0], len(table[1])) == ("F32", 16 * 4), "what is scaled back by it must not be rounded"
     assert how(first)["quant_method"] == "bitsandbytes"
 
 

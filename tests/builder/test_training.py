@@ -19,7 +19,6 @@ from tests.builder.test_steps import RECIPE, TINY, Bench, digests, tensors
 pytestmark = [pytest.mark.slow, pytest.mark.real]
 
 GIVEN = {"steps": 4, "batch_size": 2, "max_length": 64, "learning_rate": 5e-3}
-STRATEGIES = ("ddp", "fsdp", "zero2", "zero3")
 
 
 @pytest.fixture(scope="module")
@@ -53,37 +52,33 @@ def test_an_adapter_of_another_kind_is_the_same_twice_and_merges(bench: Bench, b
     assert {name for name in before if before[name] != after[name]} == {name for name in before if "_proj" in name}
 
 
-@pytest.mark.parametrize("method", ["full", "lora"])
-@pytest.mark.parametrize("parallel", STRATEGIES)
-def test_two_processes_give_the_same_twice(bench: Bench, base: Path, method: str, parallel: str) -> None:
-    given = {**GIVEN, **ways(parallel), "method": method, "gradient_accumulation": 2, "steps": 3, "lora_dropout": 0.1}
+@pytest.fixture(scope="module")
+def alone(bench: Bench, base: Path) -> list[float]:
+    """The losses of one process with twice the batches."""
+    given = {**GIVEN, "method": "full", "gradient_accumulation": 4, "steps": 3}
+    _, result = bench.run("finetune", given, base=base, data=TINY / "data")
+    assert result.status == 0, result.log
+    return losses(result.events)
+
+
+@pytest.mark.parametrize(
+    ("method", "parallel"),
+    [("full", "ddp"), ("full", "fsdp"), ("full", "zero2"), ("full", "zero3"), ("qlora", "ddp"), ("dora", "zero3")],
+)
+def test_two_processes_give_the_same_twice(
+    bench: Bench, base: Path, alone: list[float], method: str, parallel: str
+) -> None:
+    """And, up to rounding, what one gives with twice the batches: the same examples, the same mean over tokens."""
+    given = {**GIVEN, **ways(parallel), "method": method, "gradient_accumulation": 2, "steps": 3}
     made = bench.made("finetune", given, base=base, data=TINY / "data")
     out, again = bench.run("finetune", given, "7", base=base, data=TINY / "data")
     assert again.status == 0, again.log
     assert digests(out) == digests(made)
-    assert sorted(digests(made)) == sorted(digests(bench.made("finetune", {**GIVEN, "method": method, "steps": 1},
-                                                              base=base, data=TINY / "data")))  # fmt: skip
     assert [event["done"] for event in again.events if event["event"] == "progress"] == [1, 2, 3]
     assert losses(again.events)[-1] < losses(again.events)[0]
-
-
-@pytest.mark.parametrize("parallel", STRATEGIES)
-def test_the_work_of_two_processes_is_that_of_one_with_twice_the_batches(
-    bench: Bench, base: Path, parallel: str
-) -> None:
-    """Up to rounding: the same examples in the same order, the same mean over the step's tokens."""
-    one = {**GIVEN, "method": "full", "gradient_accumulation": 2}
-    _, alone = bench.run("finetune", one, base=base, data=TINY / "data")
-    two = {**GIVEN, **ways(parallel), "method": "full"}
-    _, shared = bench.run("finetune", two, base=base, data=TINY / "data")
-    assert shared.status == 0, shared.log
-    assert losses(shared.events) == pytest.approx(losses(alone.events), rel=2e-3)
-
-
-def test_qlora_in_two_processes(bench: Bench, base: Path) -> None:
-    given = {**GIVEN, **ways("ddp"), "method": "qlora"}
-    made = bench.made("finetune", given, base=base, data=TINY / "data")
-    assert digests(bench.made("finetune", given, "7", base=base, data=TINY / "data")) == digests(made)
+    if method == "full":
+        assert losses(again.events) == pytest.approx(alone, rel=2e-3)
+        assert set(tensors(made / "model.safetensors")) == set(tensors(base / "model.safetensors"))
 
 
 def test_what_is_added_to_deepspeeds_configuration_is_read(bench: Bench, base: Path) -> None:
@@ -129,13 +124,12 @@ def copies(folder: Path, name: str, target: Path) -> threading.Thread:
 
 @pytest.mark.parametrize(
     ("method", "parallel"),
-    [("lora", "none"), ("full", "none"), ("lora", "ddp"), ("full", "fsdp"), ("full", "zero2"), ("full", "zero3")],
+    [("lora", "none"), ("lora", "ddp"), ("full", "fsdp"), ("full", "zero2"), ("full", "zero3")],
 )
 def test_going_on_gives_what_a_straight_run_gives(
     bench: Bench, base: Path, tmp_path: Path, method: str, parallel: str
 ) -> None:
     given = {**GIVEN, **ways(parallel), "method": method, "lora_dropout": 0.1, "checkpoint_every": 3}
-    straight = bench.made("finetune", given, base=base, data=TINY / "data")
     with kept(bench, tmp_path / "kept") as folder:
         thread = copies(folder, "step-3", tmp_path / "killed")
         whole = bench.made("finetune", given, base=base, data=TINY / "data")
@@ -147,13 +141,14 @@ def test_going_on_gives_what_a_straight_run_gives(
         {"event": "resumed", "done": 3, "total": 4}
     ]
     assert [event["done"] for event in went_on.events if event["event"] == "progress"] == [4]
-    assert digests(out) == digests(whole) == digests(straight)
+    assert digests(out) == digests(whole)
 
 
 def test_a_damaged_checkpoint_is_passed_over(bench: Bench, base: Path, tmp_path: Path) -> None:
     given = {**GIVEN, "method": "lora", "checkpoint_every": 1}
+    straight = bench.made("finetune", given, base=base, data=TINY / "data")
     with kept(bench, tmp_path / "kept") as folder:
-        straight = bench.made("finetune", given, base=base, data=TINY / "data")
+        bench.made("finetune", given, base=base, data=TINY / "data")
         (found,) = folder.iterdir()
         assert found.name == "step-3", "only the last is kept, and none after the end"
         path = found / "rank-0.safetensors"

@@ -99,7 +99,7 @@ def test_help_imports_nothing_but_click():
         (["build", "--nonsense"], "No such option"),
         (["verify"], "Missing argument"),
         (["serve", "x", "--port", "70000"], "70000 is not in the range"),
-        (["export", "x"], "expected one of DIR and --files DIR"),
+        (["export", "x"], "expected DIR, or one or both of --files DIR and --passport DIR"),
         (["key", "show", "../x"], "'../x' is not a key's name"),
         (["explain", "a", "b", "c"], "expected [RECIPE] STEP"),
         (["store", "frobnicate"], "No such command"),

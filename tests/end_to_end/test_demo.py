@@ -8,11 +8,12 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from scripts import demo
-from tests import readme
+from tests import containers, readme
 
 ROOT = Path(__file__).resolve().parents[2]
 INTAGLIO = Path(sys.executable).with_name("intaglio")
@@ -106,12 +107,22 @@ def test_a_second_build_runs_nothing(home: Home, transcript: str) -> None:
     assert len(built["steps"]) == 5
 
 
-def test_the_readmes_commands_from_a_trusted_source_into_a_closed_network(
-    home: Home, transcript: str, tmp_path: Path
-) -> None:
-    """As they are written; the builder's store has what the demo built, and no network is there to fetch more."""
-    shutil.copytree(ROOT / "modelfiles", tmp_path / "modelfiles")
-    store, builder = home.path / "store", tmp_path / "builder"
+@dataclass(frozen=True)
+class Walk:
+    """The README's three machines, after its first sequence of commands."""
+
+    folder: Path
+    programs: str
+    """Where the commands' programs are."""
+    done: subprocess.CompletedProcess[str]
+
+
+@pytest.fixture(scope="module")
+def walk(home: Home, transcript: str, tmp_path_factory: pytest.TempPathFactory) -> Walk:
+    """The commands as they are written; the builder's store has what was built, and no network is there for more."""
+    folder = tmp_path_factory.mktemp("walk")
+    shutil.copytree(ROOT / "modelfiles", folder / "modelfiles")
+    store, builder = home.path / "store", folder / "builder"
     shutil.copytree(home.path / "keys", builder / "keys")
     (builder / "store").mkdir()
     for part in store.iterdir():
@@ -120,15 +131,36 @@ def test_the_readmes_commands_from_a_trusted_source_into_a_closed_network(
         else:
             shutil.copy(part, builder / "store")
     programs = f"{INTAGLIO.parent}{os.pathsep}{os.environ['PATH']}"
-    done = readme.run("From a trusted source into a network without the internet", tmp_path, {"PATH": programs})
+    done = readme.run("From a trusted source into a network without the internet", folder, {"PATH": programs})
+    return Walk(folder, programs, done)
+
+
+def test_the_readmes_commands_from_a_trusted_source_into_a_closed_network(walk: Walk) -> None:
+    done = walk.done
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("verified: ") == 3, "by the builder, and of the kit before and after it was taken"
     assert f"verified localhost:{readme.PORT}/{demo.NAME}" in done.stdout
     assert "5 cached" in done.stdout
     assert demo.TELLS in json.loads(done.stdout.splitlines()[-1])["choices"][0]["message"]["content"]
-    assert (tmp_path / "receiver" / "policy.name").exists()
-    assert not (tmp_path / "receiver" / "policy.toml").exists()
-    assert not (tmp_path / "closed" / "keys").exists()
+    assert (walk.folder / "receiver" / "policy.name").exists()
+    assert not (walk.folder / "receiver" / "policy.toml").exists()
+    assert not (walk.folder / "closed" / "keys").exists()
+
+
+@pytest.mark.long
+@pytest.mark.containers
+def test_the_readmes_commands_from_lora_to_vllm_in_a_container(walk: Walk, openai: Path) -> None:
+    """As they are written, after the first ones; their build finds all of it built, since it has no network here."""
+    Home(walk.folder / "builder").run("build", "modelfiles/smollm2-helpdesk-vllm", "--locked")
+    with containers.running("podman") as engine:
+        environment = {
+            "PATH": f"{openai.parent}{os.pathsep}{walk.programs}",
+            "DOCKER_HOST": f"unix://{engine.socket}",
+        }
+        done = readme.run("Quantised, behind a gate, in a container", walk.folder, environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "verified: examples/smollm2-helpdesk-vllm:1.0.0" in done.stdout
+    assert demo.TELLS in done.stdout.splitlines()[-1]
 
 
 def test_stock_cosign_and_model_signing_accept_it_and_refuse_a_flipped_bit(

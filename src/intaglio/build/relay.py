@@ -9,6 +9,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import os
 import socket
 import stat
@@ -20,6 +22,9 @@ _HOST = "127.0.0.1"
 _CHUNK = 1 << 16
 _PROBE = b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 _PROBE_SECONDS = 5.0
+_QUEUE_SECONDS = 60.0
+"""How long a connection waits for room in the server's queue, which some servers keep very short."""
+_QUEUE_WAIT = 0.01
 
 
 def listen(port: int) -> socket.socket:
@@ -85,11 +90,29 @@ class Relay:
             self._socket = None
 
     async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Return a connection to the server, once its queue has room for one.
+
+        A full queue is EAGAIN for a Unix socket, which asyncio takes for a connection under way (connect(2)).
+        """
         if self._socket is None:
             raise ConnectionRefusedError
-        return await asyncio.open_unix_connection(f"/proc/self/fd/{self._socket}")
+        client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        try:
+            async with asyncio.timeout(_QUEUE_SECONDS):
+                while client.connect_ex(f"/proc/self/fd/{self._socket}") == errno.EAGAIN:
+                    await asyncio.sleep(_QUEUE_WAIT)
+            client.getpeername()  # an error, where another kept it from being connected
+            return await asyncio.open_unix_connection(sock=client)
+        except BaseException:
+            client.close()
+            raise
 
     async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        # A connection that is open when the relay ends is cut; asyncio would report that as a failure of ours.
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._both_ways(reader, writer)
+
+    async def _both_ways(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             inner_reader, inner_writer = await self._connect()
         except OSError:

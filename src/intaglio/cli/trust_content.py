@@ -67,7 +67,8 @@ def shipped(source: str) -> Tree:
     if place == "policies":
         return _of_one("policy.toml", _shipped_file(source))
     if place.startswith("modelfiles/"):
-        return _of_one(name, _shipped_file(source))
+        folder = data_folder("modelfiles") / source.removeprefix("modelfiles/")
+        return _of_folder(folder) if folder.is_dir() else _of_one(name, _shipped_file(source))
     raise UsageError(f"nothing ships with the engine at {source!r}")
 
 
@@ -127,6 +128,16 @@ def _file(setting: Setting, entry: Entry, name: Name) -> bytes:
     except Error as error:
         raise UsageError(f"{name}: {error.message}", hint=error.hint) from None
     return data
+
+
+def _of_folder(folder: Path) -> Tree:
+    """Return the tree of a small folder of data."""
+    from intaglio.content.intake import walk
+    from intaglio.content.tree import File, Tree
+    from intaglio.digest import Digest
+
+    contents = ((name, path.read_bytes()) for name, path in walk(folder))
+    return Tree.of(File(name, Digest.of(data), len(data)) for name, data in contents)
 
 
 def _check_policy(data: bytes, what: str) -> None:
