@@ -23,7 +23,7 @@ demo: setup ## Build, sign, verify and serve a real model, once through (in .int
 	@INTAGLIO_HOME="$(INTAGLIO_HOME)" $(BIN)/python scripts/demo.py
 
 test: setup-test ## Run the tests (within 15 minutes)
-	$(BIN)/python -m pytest tests -m "not long"
+	$(BIN)/python -m pytest tests -m "not long" -n auto --dist loadfile
 
 lint: setup-test setup-lint ## Check style, types and the floors of the house
 	$(BIN)/ruff check .

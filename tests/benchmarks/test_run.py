@@ -37,7 +37,7 @@ def test_every_part_is_written_and_one_failure_fails_all(tmp_path, monkeypatch, 
 
     results = {"reproduce": True, "kills": False, "benchmarks": True}
     monkeypatch.setattr(proof, "_WORK", {name: part(name, passed) for name, passed in results.items()})
-    assert proof.main(["--output", str(tmp_path)]) == 1
+    assert proof.main([*results, "--output", str(tmp_path)]) == 1
     assert sorted(path.name for path in tmp_path.glob("*.md")) == ["benchmarks.md", "kills.md", "reproduce.md"]
     assert "kills: FAILED" in capsys.readouterr().err
     assert proof.main(["reproduce", "--output", str(tmp_path)]) == 0

@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TINY = ROOT / "modelfiles" / "tiny-from-scratch"
 STEP = program.load("quantize", ROOT / "builder")
 
-pytestmark = [pytest.mark.slow, pytest.mark.real]
+pytestmark = [pytest.mark.slow, pytest.mark.real, pytest.mark.long]
 
 
 @dataclass

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from tests.builder.test_steps import RECIPE, TINY, Bench, digests, tensors
 
-pytestmark = [pytest.mark.slow, pytest.mark.real]
+pytestmark = [pytest.mark.slow, pytest.mark.real, pytest.mark.long]
 
 GIVEN = {"steps": 4, "batch_size": 2, "max_length": 64, "learning_rate": 5e-3}
 
