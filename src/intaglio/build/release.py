@@ -24,9 +24,7 @@ from intaglio.trust.statement import (
 _FORMS = {COSIGN_SIGN, MODEL_SIGNING, SIMPLE_SIGNING_TYPE}
 
 
-def is_released(
-    store: Store, image: Descriptor, files: Iterable[tuple[str, Digest]] | None, key: PublicKey
-) -> bool:
+def is_released(store: Store, image: Descriptor, files: Iterable[tuple[str, Digest]] | None, key: PublicKey) -> bool:
     """Return whether ``key`` signed ``image``, and its ``files``, in every form: cosign's two, and Model Signing.
 
     A runtime image has no files (``None``): cosign's forms are all.

@@ -342,9 +342,7 @@ class _Reader:
                 for name, value in self._inputs.items()
             },
             steps={name: self._build(name) for name in _ordered(self._steps, self._upstream)},
-            image=Image(
-                image["from"], dict(image.get("labels", {})), image.get("runtime"), image.get("embed", False)
-            ),
+            image=Image(image["from"], dict(image.get("labels", {})), image.get("runtime"), image.get("embed", False)),
         )
 
     def _build(self, name: str) -> Step:
