@@ -340,12 +340,11 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         """Complete a chat or a text."""
         chat = self.path == "/v1/chat/completions"
-        if not chat and self.path != "/v1/completions":
-            self.close_connection = True  # its body has not been read
-            self._refuse(404, f"nothing at {self.path}")
-            return
         try:
-            wish = Wish.of(self._body(), name=self.server.name, chat=chat)
+            body = self._body()  # first, whatever is asked for: who is still sending would not hear the answer
+            if not chat and self.path != "/v1/completions":
+                raise BadRequest(f"nothing at {self.path}", 404)
+            wish = Wish.of(body, name=self.server.name, chat=chat)
             tokens, limit, answer = self.server.model.begin(wish)
         except BadRequest as problem:
             self._refuse(problem.status, str(problem))
