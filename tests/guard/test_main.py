@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 import sys
 from pathlib import Path
 
@@ -178,8 +179,19 @@ def test_a_server_that_is_not_there(site: Site) -> None:
     assert "/nowhere/server: cannot be started" in json.loads(done.stderr.splitlines()[-1])["detail"]
 
 
+def test_a_port_that_is_taken_is_the_only_thing_said(site: Site) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert (
+            f"cannot listen on 0.0.0.0:{port}" in site.refused(site.run(INTAGLIO_PORT=str(port)), 50, "guard")["detail"]
+        )
+
+
 def test_a_number_that_is_none(site: Site) -> None:
-    assert "INTAGLIO_PORT" in site.refused(site.run(INTAGLIO_PORT="many"), 2, "guard")["detail"]
+    for port in ("many", "0", "65536", "1" * 5000):
+        assert "INTAGLIO_PORT" in site.refused(site.run(INTAGLIO_PORT=port), 2, "guard")["detail"]
     assert "INTAGLIO_CONTEXT" in site.refused(site.run(INTAGLIO_CONTEXT="-1"), 2, "guard")["detail"]
 
 

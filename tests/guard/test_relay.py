@@ -84,3 +84,30 @@ def _ask(port: int, data: bytes) -> bytes:
         while chunk := client.recv(1 << 16):
             found += chunk
     return found
+
+
+def test_a_burst_waits_for_a_server_with_a_short_queue(tmp_path: Path) -> None:
+    port, place, clients = free_port(), tmp_path / "server.sock", 12
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(place))
+        server.listen(0)
+        parent = subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, str(port), str(place)], stdout=subprocess.PIPE, text=True
+        )
+        assert parent.stdout is not None
+        answers: list[bytes] = []
+        asking = [threading.Thread(target=lambda: answers.append(_ask(port, b"x"))) for _ in range(clients)]
+        try:
+            assert parent.stdout.readline() == "started\n"
+            for one in asking:
+                one.start()
+            time.sleep(0.5)  # nobody is let in yet: all but the first few find the queue full
+            for _ in range(clients):
+                _echo(server)
+            for one in asking:
+                one.join(10)
+        finally:
+            parent.kill()
+            parent.wait()
+            parent.stdout.close()
+    assert answers == [b"x"] * clients

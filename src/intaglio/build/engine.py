@@ -218,9 +218,8 @@ class Engine:
                     for future in done:
                         del running[future]
                         failure = failure or future.exception()
-            except (
-                BaseException
-            ):  # Ctrl-C, wherever it arrives: what runs is ended, or leaving the pool would wait for it
+            except BaseException:
+                # Ctrl-C, wherever it arrives: what runs is ended, or leaving the pool would wait for it.
                 self._runner.stop()
                 raise
         if failure is not None:

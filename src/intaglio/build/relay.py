@@ -1,30 +1,23 @@
-"""The relay: connections to this machine's loopback, passed on to a server's Unix socket, bytes and nothing else.
+"""The way from this machine's loopback to a server's Unix socket, and the question whether it answers.
 
 - It listens on 127.0.0.1 alone.
 - The server's socket is opened once, without following links, and connected to by that descriptor: a server cannot
   make the relay talk to another socket of this machine.
-- The end of one direction is passed on; the other goes on.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import errno
 import os
 import socket
 import stat
 from pathlib import Path
 
-from intaglio.errors import MachineError
+from intaglio.guard import relay
 
 _HOST = "127.0.0.1"
-_CHUNK = 1 << 16
 _PROBE = b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 _PROBE_SECONDS = 5.0
-_QUEUE_SECONDS = 60.0
-"""How long a connection waits for room in the server's queue, which some servers keep very short."""
-_QUEUE_WAIT = 0.01
 
 
 def listen(port: int) -> socket.socket:
@@ -33,15 +26,7 @@ def listen(port: int) -> socket.socket:
     Raises:
         MachineError: the port is taken, or this user may not have it.
     """
-    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((_HOST, port))
-        listener.listen(128)
-    except OSError as error:
-        listener.close()
-        raise MachineError(f"cannot listen on {_HOST}:{port}: {error.strerror}", hint="choose another --port") from None
-    return listener
+    return relay.listen(_HOST, port)
 
 
 def address(listener: socket.socket) -> str:
@@ -76,12 +61,7 @@ class Relay:
 
     async def serve(self, listener: socket.socket) -> None:
         """Pass every connection on, for ever: until this is cancelled."""
-        listener.setblocking(False)
-        server = await asyncio.start_server(self._pass, sock=listener)
-        try:
-            await asyncio.Event().wait()
-        finally:
-            server.close()
+        await relay.serve(listener, self._connect)
 
     def close(self) -> None:
         """Let go of the server's socket."""
@@ -89,53 +69,10 @@ class Relay:
             os.close(self._socket)
             self._socket = None
 
-    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """Return a connection to the server, once its queue has room for one.
-
-        A full queue is EAGAIN for a Unix socket, which asyncio takes for a connection under way (connect(2)).
-        """
+    async def _connect(self) -> relay.Connection:
         if self._socket is None:
             raise ConnectionRefusedError
-        client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        try:
-            async with asyncio.timeout(_QUEUE_SECONDS):
-                while client.connect_ex(f"/proc/self/fd/{self._socket}") == errno.EAGAIN:
-                    await asyncio.sleep(_QUEUE_WAIT)
-            client.getpeername()  # an error, where another kept it from being connected
-            return await asyncio.open_unix_connection(sock=client)
-        except BaseException:
-            client.close()
-            raise
-
-    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        # A connection that is open when the relay ends is cut; asyncio would report that as a failure of ours.
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._both_ways(reader, writer)
-
-    async def _both_ways(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            inner_reader, inner_writer = await self._connect()
-        except OSError:
-            writer.close()
-            return
-        ways = [asyncio.create_task(_pump(reader, inner_writer)), asyncio.create_task(_pump(inner_reader, writer))]
-        try:
-            await asyncio.gather(*ways)
-        except OSError:
-            pass  # one side is gone: the other is closed below
-        finally:
-            for way in ways:
-                way.cancel()
-            for end in (writer, inner_writer):
-                end.close()
-
-
-async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    while data := await reader.read(_CHUNK):
-        writer.write(data)
-        await writer.drain()
-    if writer.can_write_eof():
-        writer.write_eof()
+        return await relay.connect(f"/proc/self/fd/{self._socket}")
 
 
 def _open_socket(place: Path) -> int | None:

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from intaglio.cli.setting import Setting, options, policy_option
+
+if TYPE_CHECKING:
+    from intaglio.content.layout import Store
+    from intaglio.digest import Digest
 
 
 @click.command(short_help="Verify an image, then serve it on loopback.")
@@ -62,27 +69,33 @@ def command(
             offline=offline,
             progress=setting.progress,
         )
-        server = service.program.name
+        about = {"image": str(image), "name": reference, "runtime": service.program.name}
         if prepare:
-            setting.emit(
-                {"image": str(image), "name": reference, "runtime": server, "prepared": True},
-                f"{reference}: ready to serve offline",
-            )
+            setting.emit({**about, "prepared": True}, f"{reference}: ready to serve offline")
             return 0
-        log = store.root / "logs" / f"serve-{image.hex}.log"
-        log.parent.mkdir(exist_ok=True)
-
-        def ready(address: str) -> None:
-            about = {"image": str(image), "name": reference, "runtime": server, "url": address}
-            setting.emit(about, f"serving {reference} on {address} (Ctrl-C ends it)")
-            sys.stdout.flush()
-
         return serve(
             files=[service.placed(file) for file in report.files],
             service=service.service,
             name=reference,
             port=port,
-            log=log,
-            ready=ready,
+            log=_log(store, image),
+            ready=_announce(setting, about),
             progress=setting.progress,
         )
+
+
+def _log(store: Store, image: Digest) -> Path:
+    """Return where the server's output is kept."""
+    log = store.root / "logs" / f"serve-{image.hex}.log"
+    log.parent.mkdir(exist_ok=True)
+    return log
+
+
+def _announce(setting: Setting, about: dict[str, str]) -> Callable[[str], None]:
+    """Return what is called with the address once the server answers: it tells whoever waits for that."""
+
+    def ready(address: str) -> None:
+        setting.emit({**about, "url": address}, f"serving {about['name']} on {address} (Ctrl-C ends it)")
+        sys.stdout.flush()
+
+    return ready

@@ -53,6 +53,7 @@ def shipped(source: str) -> Tree:
     from intaglio.errors import UsageError
     from intaglio.recipe import program
     from intaglio.recipe.data import data_folder
+    from intaglio.recipe.sources.file import FileSource
 
     place, _, name = source.rpartition("/")
     builder = data_folder("builder")
@@ -65,10 +66,9 @@ def shipped(source: str) -> Tree:
     if place == "builder/rootfs":
         return rootfs.load(builder / "rootfs" / name).tree()
     if place == "policies":
-        return _of_one("policy.toml", _shipped_file(source))
+        return _of_one("policy.toml", _shipped(source).read_bytes())
     if place.startswith("modelfiles/"):
-        folder = data_folder("modelfiles") / source.removeprefix("modelfiles/")
-        return _of_folder(folder) if folder.is_dir() else _of_one(name, _shipped_file(source))
+        return FileSource(source, _shipped(source)).tree()
     raise UsageError(f"nothing ships with the engine at {source!r}")
 
 
@@ -114,7 +114,7 @@ def _file(setting: Setting, entry: Entry, name: Name) -> bytes:
     from intaglio.trust.key import PublicKey
 
     if entry.source is not None:
-        data = _shipped_file(entry.source)
+        data = _shipped(entry.source).read_bytes()
     else:
         files = _fetched(setting, entry, None).files
         if len(files) != 1:
@@ -130,16 +130,6 @@ def _file(setting: Setting, entry: Entry, name: Name) -> bytes:
     return data
 
 
-def _of_folder(folder: Path) -> Tree:
-    """Return the tree of a small folder of data."""
-    from intaglio.content.intake import walk
-    from intaglio.content.tree import File, Tree
-    from intaglio.digest import Digest
-
-    contents = ((name, path.read_bytes()) for name, path in walk(folder))
-    return Tree.of(File(name, Digest.of(data), len(data)) for name, data in contents)
-
-
 def _check_policy(data: bytes, what: str) -> None:
     """Check that ``data`` is a policy, or a template of one that lacks nothing but the keys."""
     from intaglio.policy import document, reader
@@ -151,15 +141,16 @@ def _check_policy(data: bytes, what: str) -> None:
     document.parse(data, what=what, keys=keys if template else None)
 
 
-def _shipped_file(source: str) -> bytes:
+def _shipped(source: str) -> Path:
+    """Return where a policy, or data of a recipe, stands that ships with the engine."""
     from intaglio.errors import UsageError
     from intaglio.recipe.data import data_folder
 
     room, _, rest = source.partition("/")
-    path = (data_folder("policies") if room == "policies" else data_folder("modelfiles")) / rest
-    if ".." in Path(rest).parts or not path.is_file():
+    path = data_folder("policies" if room == "policies" else "modelfiles") / rest
+    if ".." in Path(rest).parts or not path.exists():
         raise UsageError(f"nothing ships with the engine at {source!r}")
-    return path.read_bytes()
+    return path
 
 
 def _of_one(name: str, data: bytes) -> Tree:

@@ -46,10 +46,10 @@ def settings(environment: Mapping[str, str], default_name: str) -> Object:
         UsageError: the context or the port is no number.
     """
     context = environment.get(CONTEXT)
-    for variable in (CONTEXT, PORT):
+    for variable, largest in ((CONTEXT, (1 << 31) - 1), (PORT, 65535)):
         value = environment.get(variable)
-        if value and not (value.isascii() and value.isdecimal() and 0 < int(value) < 1 << 31):
-            raise UsageError(f"{variable}: expected a number, found {value[:40]!r}")
+        if value and not (value.isascii() and value.isdecimal() and 0 < int(value[:40]) <= largest):
+            raise UsageError(f"{variable}: expected a number from 1 to {largest}, found {value[:40]!r}")
     return {
         "name": environment.get(NAME) or default_name,
         "socket": environment.get(SOCKET) or DEFAULT_SOCKET,

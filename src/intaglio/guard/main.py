@@ -160,6 +160,10 @@ def _start(
     values = {"model": str(folder), "name": str(about["name"]), "socket": str(about["socket"])}
     if any("{request}" in word for word in request.server):
         values["request"] = launch.request(held, folder, about)
+    if port := environment.get(launch.PORT):
+        from intaglio.guard import relay
+
+        relay.start(int(port), values["socket"])
     copied = sum(file.size for file in held if file.copied)
     _say(
         {
@@ -171,10 +175,6 @@ def _start(
             "served": sum(file.size for file in held) - copied,
         }
     )
-    if port := environment.get(launch.PORT):
-        from intaglio.guard import relay
-
-        relay.start(int(port), values["socket"])
     launch.execute(launch.fill(request.server, values), held, environment)
 
 

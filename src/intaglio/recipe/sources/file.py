@@ -75,9 +75,17 @@ class FileSource:
 
     def _compare(self, expected: Digest) -> None:
         """Refuse files that are not those of ``expected``, before any of them is copied."""
-        tree = Tree.of(self._survey())
+        tree = self.tree()
         if tree.digest != expected:
             raise changed(self.uri, self.name, expected, tree.digest)
+
+    def tree(self) -> Tree:
+        """Return the tree of the files where they are; nothing is stored.
+
+        Raises:
+            CorruptContent: links, devices, or names that no tree may hold.
+        """
+        return Tree.of(self._survey())
 
     def _survey(self) -> list[File]:
         if self.path.is_symlink():
