@@ -58,7 +58,9 @@ class Keeper:
             document = {"format": FORMAT, "step": step, "world": self.world, "files": files}
             (draft / DIGESTS).write_text(json.dumps(document, sort_keys=True), encoding="utf-8")
             _flush(draft / DIGESTS)
-            draft.rename(self.folder / f"step-{step}")
+            place = self.folder / f"step-{step}"
+            shutil.rmtree(place, ignore_errors=True)  # one that was damaged, and passed over
+            draft.rename(place)
             _flush(self.folder)
             self._forget(step)
 

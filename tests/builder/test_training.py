@@ -144,8 +144,9 @@ def test_going_on_gives_what_a_straight_run_gives(
     assert digests(out) == digests(whole)
 
 
-def test_a_damaged_checkpoint_is_passed_over(bench: Bench, base: Path, tmp_path: Path) -> None:
-    given = {**GIVEN, "method": "lora", "checkpoint_every": 1}
+@pytest.mark.parametrize("every", [1, 3], ids=["forgotten before it is written again", "written again in its place"])
+def test_a_damaged_checkpoint_is_passed_over(bench: Bench, base: Path, tmp_path: Path, every: int) -> None:
+    given = {**GIVEN, "method": "lora", "checkpoint_every": every}
     straight = bench.made("finetune", given, base=base, data=TINY / "data")
     with kept(bench, tmp_path / "kept") as folder:
         bench.made("finetune", given, base=base, data=TINY / "data")
