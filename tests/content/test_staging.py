@@ -11,7 +11,7 @@ from tests.images import Draft
 
 from intaglio.content.descriptor import Descriptor
 from intaglio.content.layout import Store
-from intaglio.content.staging import Staging
+from intaglio.content.staging import Incoming, Staging
 from intaglio.digest import Digest
 from intaglio.errors import CorruptContent
 
@@ -24,9 +24,19 @@ def store(tmp_path: Path) -> Store:
     return Store.open(tmp_path / "store")
 
 
+def give(sink: Incoming, data: bytes) -> None:
+    """Let ``sink`` take ``data``, a piece after the other."""
+    while data:
+        space = sink.space()
+        count = min(len(space), len(data), 100_000)
+        space[:count] = data[:count]
+        sink.filled(count)
+        data = data[count:]
+
+
 def take(staging: Staging, data: bytes = DATA, blob: Descriptor = BLOB) -> None:
     with staging.incoming(blob) as sink:
-        sink.write(memoryview(data)[sink.size :])
+        give(sink, data[sink.size :])
         sink.finish()
 
 
@@ -88,22 +98,22 @@ def test_referrers_are_known_here_and_only_then_in_the_store(store: Store) -> No
 def test_bytes_that_are_not_the_blob_are_thrown_away(store: Store) -> None:
     with Staging.open(store) as staging:
         with staging.incoming(BLOB) as sink:
-            sink.write(memoryview(DATA[:-1] + b"?"))
+            give(sink, DATA[:-1] + b"?")
             with pytest.raises(CorruptContent, match=str(BLOB.digest)):
                 sink.finish()
             assert sink.size == 0
-            sink.write(memoryview(DATA))
+            give(sink, DATA)
             sink.finish()
         assert staging.path(BLOB.digest).read_bytes() == DATA
 
 
 def test_a_blob_broken_off_is_gone_on_with(store: Store) -> None:
     with Staging.open(store) as staging, staging.incoming(BLOB) as sink:
-        sink.write(memoryview(DATA[:1000]))
+        give(sink, DATA[:1000])
     with Staging.open(store) as staging:
         with staging.incoming(BLOB) as sink:
             assert sink.size == 1000
-            sink.write(memoryview(DATA[1000:]))
+            give(sink, DATA[1000:])
             sink.finish()
         assert staging.path(BLOB.digest).read_bytes() == DATA
 
@@ -134,7 +144,7 @@ def test_one_writer_at_a_time(store: Store) -> None:
         with Staging.open(store) as staging:
             with staging.incoming(BLOB) as sink:
                 order.append(("second", sink.size))
-                sink.write(memoryview(DATA)[sink.size :])
+                give(sink, DATA[sink.size :])
                 sink.finish()
             staging.publish()
 
@@ -143,7 +153,7 @@ def test_one_writer_at_a_time(store: Store) -> None:
         with staging.incoming(BLOB) as sink:
             other.start()
             time.sleep(0.1)
-            sink.write(memoryview(DATA))
+            give(sink, DATA)
             order.append(("first", sink.size))
             sink.finish()
         other.join()
@@ -164,9 +174,9 @@ def test_the_file_that_was_waited_for_may_be_gone(store: Store) -> None:
     with Staging.open(store) as staging, staging.incoming(BLOB) as sink:
         other.start()
         time.sleep(0.1)
-        sink.write(memoryview(DATA))
+        give(sink, DATA)
         sink.restart()  # takes the file away that the other waits for
-        sink.write(memoryview(DATA[:7]))
+        give(sink, DATA[:7])
     other.join()
     assert sizes in ([0], [7])
 

@@ -10,25 +10,22 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import functools
 import hashlib
-import itertools
-import mmap
 import os
 import re
 import shutil
 import stat
 import tempfile
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, TypeVar
 
+from intaglio.content.direct import WriteBehind
 from intaglio.content.tree import MAX_FILES, File, check_paths
 from intaglio.digest import Digest
 from intaglio.errors import CorruptContent
@@ -38,18 +35,6 @@ _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 BUFFER = 1 << 20
 """Bytes a read: large enough to let hashlib run beside other threads, small enough to stay in cache."""
-
-LARGE = 16 << 20
-"""Bytes from which on a file is copied past the page cache."""
-
-_CHUNK = 4 << 20
-"""Bytes a write past the page cache."""
-
-_CHUNKS = 3
-"""Buffers of a copy past the page cache: one is filled while the others wait for the disk."""
-
-_BLOCK = 4096
-"""Bytes to whose multiple a write past the page cache is rounded up; no file system here asks for more."""
 
 _BLOB = re.compile(r"[0-9a-f]{64}\Z")
 YOUNG = 60.0
@@ -120,67 +105,20 @@ def copy_stream(source: BinaryIO, sink: BinaryIO, task: Task | None = None) -> t
     return Digest.from_hex(hasher.hexdigest()), size
 
 
-def _copy_direct(source: BinaryIO, sink: BinaryIO, task: Task | None = None) -> tuple[Digest, int]:
-    """Like :func:`copy_stream`, past the page cache: the disk writes one chunk while the next is read and hashed.
-
-    (open(2), ``O_DIRECT``: buffers, offsets and lengths are whole blocks, so the file is cut to its size at the end.)
-    """
-    fd = sink.fileno()
-    _set_direct(fd, True)
+def _copy(source: BinaryIO, fd: int, size: int, task: Task | None) -> tuple[Digest, int]:
+    """Copy ``source``, of about ``size`` bytes, to ``fd``; return digest and size in bytes of what went over."""
     hasher = hashlib.sha256()
-    size = 0
-    buffers = itertools.cycle([memoryview(mmap.mmap(-1, _CHUNK)) for _ in range(_CHUNKS)])
-    pending: deque[Future[None]] = deque()
-    with ThreadPoolExecutor(1, thread_name_prefix="write") as writer:
-        for buffer in buffers:
-            if len(pending) == _CHUNKS:
-                pending.popleft().result()
-            count = _fill(source, buffer, hasher, task)
-            pending.append(writer.submit(_write_direct, fd, buffer[: -(-count // _BLOCK) * _BLOCK], size))
-            size += count
-            if count < _CHUNK:
-                break
-        for write in pending:
-            write.result()
-    os.ftruncate(fd, size)
-    return Digest.from_hex(hasher.hexdigest()), size
-
-
-def _fill(source: BinaryIO, buffer: memoryview, hasher: hashlib._Hash, task: Task | None) -> int:
-    """Read and hash until ``buffer`` is full or ``source`` ends; return how many bytes that were."""
     read = source.readinto  # type: ignore[attr-defined]
-    filled = 0
-    while filled < len(buffer) and (count := read(buffer[filled : filled + BUFFER])):
-        hasher.update(buffer[filled : filled + count])
-        filled += count
-        if task is not None:
-            task.advance(count)
-    return filled
-
-
-def _write_direct(fd: int, chunk: memoryview, offset: int) -> None:
-    """Write whole blocks at ``offset``; through the page cache after all where the file system will not have it."""
-    while chunk:
-        try:
-            count = os.pwrite(fd, chunk, offset)
-        except OSError as error:
-            if error.errno != errno.EINVAL or not _set_direct(fd, False):
-                raise
-            continue
-        chunk, offset = chunk[count:], offset + count
-
-
-def _set_direct(fd: int, wanted: bool) -> bool:
-    """Turn direct writing on or off where there is such a thing; return whether that changed anything."""
-    direct = getattr(os, "O_DIRECT", 0)
-    flags = fcntl.fcntl(fd, fcntl.F_GETFL)
-    if bool(flags & direct) == wanted or not direct:
-        return False
-    try:
-        fcntl.fcntl(fd, fcntl.F_SETFL, flags ^ direct)
-    except OSError:
-        return False
-    return True
+    copied = 0
+    with WriteBehind(fd, size) as behind:
+        while count := read(view := behind.space()[:BUFFER]):
+            hasher.update(view[:count])
+            behind.filled(count)
+            copied += count
+            if task is not None:
+                task.advance(count)
+        behind.settle()
+    return Digest.from_hex(hasher.hexdigest()), copied
 
 
 def adopt(
@@ -197,19 +135,18 @@ def adopt(
                 raise CorruptContent(f"{path}: replaced while it was read")
             _publish(fd, path, blobs / digest.hex)
             return digest, size
-        # Unbuffered on both sides: one pass through one buffer.
-        sink_fd, name = tempfile.mkstemp(prefix="blob-", dir=temporary)
+        sink, name = tempfile.mkstemp(prefix="blob-", dir=temporary)
         try:
-            with os.fdopen(sink_fd, "wb", buffering=0) as sink:
-                fcntl.flock(sink_fd, fcntl.LOCK_EX)
-                large = os.fstat(fd).st_size >= LARGE
-                digest, size = (_copy_direct if large else copy_stream)(source, sink, task)
-                _require(digest, expected, path)
-                _publish(sink_fd, name, blobs / digest.hex)
+            fcntl.flock(sink, fcntl.LOCK_EX)
+            digest, size = _copy(source, sink, os.fstat(fd).st_size, task)
+            _require(digest, expected, path)
+            _publish(sink, name, blobs / digest.hex)
         except BaseException:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(name)
             raise
+        finally:
+            os.close(sink)
         return digest, size
 
 

@@ -266,16 +266,15 @@ class Repository:
             left = blob.size - sink.size
             if answer.length is not None and answer.length != left:
                 raise CorruptContent(f"{what}: expected {left} bytes, the registry offers {answer.length}")
-            view = memoryview(bytearray(BUFFER))
             while left:
-                count = answer.readinto(view[: min(left, BUFFER)])
+                count = answer.readinto(sink.space()[: min(left, BUFFER)])
                 if not count:
                     raise Passing(f"the body ended {left} bytes early")
-                sink.write(view[:count])
+                sink.filled(count)
                 left -= count
                 moved[0] += count
                 watch.reached(sink.size)
-            if answer.length is None and answer.readinto(view[:1]):
+            if answer.length is None and answer.readinto(memoryview(bytearray(1))):
                 sink.restart()
                 raise CorruptContent(f"{what}: expected {blob.size} bytes, the registry sends more")
 

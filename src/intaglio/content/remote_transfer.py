@@ -34,8 +34,11 @@ class Sink(Protocol):
     def size(self) -> int:
         """Bytes that are there."""
 
-    def write(self, chunk: memoryview) -> None:
-        """Append."""
+    def space(self) -> memoryview:
+        """Return where the next bytes go; never empty."""
+
+    def filled(self, count: int) -> None:
+        """Append the first ``count`` bytes of :meth:`space`."""
 
     def restart(self) -> None:
         """Forget everything."""

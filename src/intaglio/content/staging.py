@@ -15,19 +15,17 @@ import hashlib
 import os
 import stat
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 
 from intaglio import strictjson
 from intaglio.content.descriptor import Descriptor
+from intaglio.content.direct import LARGE, WriteBehind
 from intaglio.content.intake import BUFFER
 from intaglio.content.layout import Store
 from intaglio.digest import Digest, hash_stream
 from intaglio.errors import CorruptContent
-
-_FLUSH = 32 << 20
-"""Bytes after which the disk begins to write, beside the network."""
 
 
 class Staging:
@@ -36,10 +34,9 @@ class Staging:
     Reads as a store does: what is staged goes before what the store has.
     """
 
-    def __init__(self, store: Store, folder: Path, flusher: ThreadPoolExecutor) -> None:
+    def __init__(self, store: Store, folder: Path) -> None:
         self._store = store
         self._folder = folder
-        self._flusher = flusher
         self._referrers: dict[Digest, tuple[Digest, Descriptor]] = {}
         self._hashed: set[Digest] = set()
 
@@ -47,8 +44,8 @@ class Staging:
     @contextlib.contextmanager
     def open(cls, store: Store) -> Iterator[Staging]:
         """Yield a staging area of ``store``; what was not published is gone afterwards."""
-        with store.scratch("staging") as folder, ThreadPoolExecutor(4, "flush") as flusher:
-            yield cls(store, folder, flusher)
+        with store.scratch("staging") as folder:
+            yield cls(store, folder)
 
     # --- reading -------------------------------------------------------------------------------------------------
 
@@ -119,9 +116,7 @@ class Staging:
 
     def incoming(self, blob: Descriptor) -> Incoming:
         """Return a context manager that takes the bytes of ``blob``, after those that an earlier run has left."""
-        return Incoming(
-            self._store.partial(blob.digest), self._folder / blob.digest.hex, blob, self._flusher, self._hashed
-        )
+        return Incoming(self._store.partial(blob.digest), self._folder / blob.digest.hex, blob, self._hashed)
 
     # --- the end -------------------------------------------------------------------------------------------------
 
@@ -130,7 +125,8 @@ class Staging:
         staged = [Digest.from_hex(name) for name in sorted(os.listdir(self._folder))]
         blobs = [digest for digest in staged if digest not in self._referrers]
         # Side by side: the disk brings many files to rest at once as fast as one.
-        list(self._flusher.map(lambda digest: _sync(self._folder / digest.hex), blobs))
+        with ThreadPoolExecutor(4, "sync") as pool:
+            list(pool.map(lambda digest: _sync(self._folder / digest.hex), blobs))
         for digest in blobs:
             os.rename(self._folder / digest.hex, self._store.path(digest))
             with contextlib.suppress(FileNotFoundError):
@@ -153,16 +149,12 @@ class Incoming:
     A file of mode 0444 is whole; it is never written again, since it may be the store's own by another name.
     """
 
-    def __init__(
-        self, partial: Path, target: Path, blob: Descriptor, flusher: ThreadPoolExecutor, hashed: set[Digest]
-    ) -> None:
+    def __init__(self, partial: Path, target: Path, blob: Descriptor, hashed: set[Digest]) -> None:
         self._partial, self._target, self._blob, self._hashed = partial, target, blob, hashed
         self._hasher = hashlib.sha256()
         self._size = 0
         self._fd = -1
-        self._flusher = flusher
-        self._flushing: Future[None] | None = None
-        self._flushed = 0
+        self._behind: WriteBehind | None = None
 
     @property
     def size(self) -> int:
@@ -177,14 +169,18 @@ class Incoming:
             while count := stream.readinto(buffer):
                 self._hasher.update(buffer[:count])
                 self._size += count
-        if not os.fstat(self._fd).st_mode & stat.S_IWUSR and self._size != self._blob.size:
+        if os.fstat(self._fd).st_mode & stat.S_IWUSR:
+            self._behind = WriteBehind(self._fd, self._blob.size, self._size)
+        elif self._size != self._blob.size:
             self.restart()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._settle()
+        if self._behind is not None:
+            with contextlib.suppress(OSError):  # what is there is gone on with
+                self._behind.settle()
         os.close(self._fd)
 
     def _open(self) -> None:
@@ -209,25 +205,29 @@ class Incoming:
                 raise
             os.close(fd)
 
-    def write(self, chunk: memoryview) -> None:
-        """Append ``chunk``."""
-        self._hasher.update(chunk)
-        self._size += len(chunk)
-        while chunk:
-            chunk = chunk[os.write(self._fd, chunk) :]
-        if self._size - self._flushed >= _FLUSH and (self._flushing is None or self._flushing.done()):
-            self._flushed = self._size
-            self._flushing = self._flusher.submit(os.fdatasync, self._fd)
+    def space(self) -> memoryview:
+        """Return where the next bytes go; errors as of :class:`WriteBehind`."""
+        assert self._behind is not None  # noqa: S101 - nothing is missing from a file that is whole
+        return self._behind.space()
+
+    def filled(self, count: int) -> None:
+        """Append the first ``count`` bytes of :meth:`space`."""
+        assert self._behind is not None  # noqa: S101
+        self._hasher.update(self._behind.space()[:count])
+        self._behind.filled(count)
+        self._size += count
 
     def restart(self) -> None:
         """Forget everything, and begin again with another file."""
-        self._settle()
+        if self._behind is not None:
+            self._behind.leave()
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self._partial)
         os.close(self._fd)
         self._open()
         self._hasher = hashlib.sha256()
-        self._size = self._flushed = 0
+        self._size = 0
+        self._behind = WriteBehind(self._fd, self._blob.size)
 
     def finish(self) -> None:
         """Stage the blob.
@@ -242,18 +242,15 @@ class Incoming:
             raise CorruptContent(
                 f"expected {self._blob.digest} of {self._blob.size} bytes, found {found} of {size} bytes"
             )
-        self._settle()
-        if self._size >= _FLUSH:
+        if self._behind is not None:
+            self._behind.settle()
+            self._behind = None
+        if self._size >= LARGE:
             os.fsync(self._fd)  # now, beside what others are still fetching
         os.fchmod(self._fd, 0o444)
         with contextlib.suppress(FileExistsError):
             os.link(self._partial, self._target)
         self._hashed.add(found)
-
-    def _settle(self) -> None:
-        if self._flushing is not None:
-            self._flushing.exception()
-            self._flushing = None
 
 
 def _sync(path: Path) -> None:

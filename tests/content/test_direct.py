@@ -1,4 +1,4 @@
-"""Large files are copied past the page cache: the same bytes, digests, modes and refusals as any other copy."""
+"""Files are written behind: the same bytes, digests, modes and refusals whichever way they take to the disk."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 
 import pytest
 
-from intaglio.content import intake
+from intaglio.content import direct
 from intaglio.content.layout import Store
 from intaglio.digest import Digest
 from intaglio.errors import CorruptContent
@@ -19,8 +19,8 @@ BLOCK = 4096
 
 @pytest.fixture
 def store(tmp_path, monkeypatch):
-    monkeypatch.setattr(intake, "LARGE", 1)
-    monkeypatch.setattr(intake, "_CHUNK", CHUNK)
+    monkeypatch.setattr(direct, "LARGE", 1)
+    monkeypatch.setattr(direct, "_CHUNK", CHUNK)
     return Store.open(tmp_path / "store")
 
 
@@ -70,10 +70,10 @@ def test_every_size_comes_back_whole(store, tmp_path, writes, size):
 
 
 def test_small_files_are_not_written_that_way(store, tmp_path, writes, monkeypatch):
-    monkeypatch.setattr(intake, "LARGE", 1000)
+    monkeypatch.setattr(direct, "LARGE", 1000)
     (tmp_path / "file").write_bytes(b"x" * 999)
     store.adopt(tmp_path / "file", move=False)
-    assert not writes
+    assert writes == [False]
 
 
 def test_a_file_system_that_refuses_the_flag_is_written_through_the_cache(store, tmp_path, writes, monkeypatch):
@@ -154,3 +154,65 @@ def test_what_is_published_was_brought_to_disk_at_its_true_size(store, tmp_path,
     (tmp_path / "file").write_bytes(os.urandom(CHUNK + 17))
     store.adopt(tmp_path / "file", move=False)
     assert sizes[0] == CHUNK + 17
+
+
+def append(behind, data):
+    """Let ``behind`` take ``data``."""
+    while data:
+        space = behind.space()
+        count = min(len(space), len(data))
+        space[:count] = data[:count]
+        behind.filled(count)
+        data = data[count:]
+
+
+@pytest.mark.parametrize("start", [1, BLOCK, BLOCK + 7, CHUNK, 3 * CHUNK + 5])
+def test_what_is_there_is_appended_to(store, tmp_path, writes, start):
+    data = os.urandom(5 * CHUNK + 11)
+    path = tmp_path / "file"
+    path.write_bytes(data[:start])
+    fd = os.open(path, os.O_RDWR)
+    try:
+        with direct.WriteBehind(fd, len(data), start) as behind:
+            append(behind, data[start:])
+            behind.settle()
+        assert not fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT
+    finally:
+        os.close(fd)
+    assert path.read_bytes() == data
+    assert any(writes)
+
+
+def test_more_than_was_expected_is_written_as_well(store, tmp_path):
+    data = os.urandom(3 * CHUNK)
+    with open(tmp_path / "file", "w+b") as file, direct.WriteBehind(file.fileno(), 10) as behind:
+        append(behind, data)
+        behind.settle()
+    assert (tmp_path / "file").read_bytes() == data
+
+
+def test_nothing_is_written_after_what_failed(store, tmp_path, monkeypatch):
+    data = os.urandom(6 * CHUNK)
+    real, count = os.pwrite, iter(range(100))
+
+    def failing(fd, chunk, offset):
+        if next(count) == 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(fd, chunk, offset)
+
+    monkeypatch.setattr(os, "pwrite", failing)
+    with open(tmp_path / "file", "w+b") as file, direct.WriteBehind(file.fileno(), len(data)) as behind:
+        with pytest.raises(OSError, match="No space left"):
+            append(behind, data)
+        with pytest.raises(OSError, match="earlier write failed"):
+            behind.settle()
+    assert (tmp_path / "file").read_bytes() == data[:CHUNK]
+
+
+def test_what_is_left_without_an_end_has_only_whole_buffers(store, tmp_path):
+    data = os.urandom(2 * CHUNK + 100)
+    with open(tmp_path / "file", "w+b") as file, direct.WriteBehind(file.fileno(), len(data)) as behind:
+        append(behind, data)
+    written = (tmp_path / "file").read_bytes()
+    assert len(written) <= 2 * CHUNK
+    assert data.startswith(written)
