@@ -19,7 +19,15 @@ from intaglio.strictjson import Object
 from intaglio.trust.cosign import Referrer, bundle_referrer, lineage_referrer, signature_referrers
 from intaglio.trust.key import PrivateKey
 from intaglio.trust.signature import sign_bundle
-from intaglio.trust.statement import ASSEMBLE, BUILD_TYPES, PROVENANCE, Dependency, provenance
+from intaglio.trust.statement import (
+    ASSEMBLE,
+    BUILD_TYPES,
+    PROVENANCE,
+    TEST_RESULT,
+    Dependency,
+    evaluation_statement,
+    provenance,
+)
 
 NAME = "examples/demo"
 KEYS = Path(__file__).parent / "vectors" / "trust"
@@ -171,6 +179,19 @@ class Draft:
             bundle_referrer(self.image, self.assembly, PROVENANCE),
             lineage_referrer(self.image, self.claims),
         ]
+
+    def measure(self) -> Draft:
+        """Let the evaluator say what was measured of the signed image."""
+        statement = evaluation_statement(
+            self.image.digest,
+            configuration=[("program:evaluate", Digest.of(b"evaluate"))],
+            metrics={"qa.acc": 0.5},
+            gates={"qa.acc": {"minimum": 0.25}},
+            samples=8,
+        )
+        bundle = sign_bundle(statement.payload(), key("evaluator"))
+        self.referrers.append(bundle_referrer(self.image, bundle, TEST_RESULT))
+        return self
 
     def replace_referrer(self, place: int, change: Callable[[Object], None]) -> None:
         """Change the manifest of one referrer; its blobs stay."""

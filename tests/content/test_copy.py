@@ -10,7 +10,7 @@ from tests.attacks.registries import client
 from tests.attacks.registries.fake import Asked, Registry, Reply
 from tests.images import Draft, policy
 
-from intaglio.content import copy
+from intaglio.content import attestations, copy
 from intaglio.content.layout import Store
 from intaglio.content.reference import Reference
 from intaglio.content.staging import Staging
@@ -102,6 +102,46 @@ def test_the_tag_comes_last(store: Store, draft: Draft) -> None:
     assert puts[-1] == "1"
     assert puts.count("1") == 1
     assert max(blobs) < first
+
+
+def test_a_second_push_sends_no_byte_and_moves_no_tag(store: Store, draft: Draft) -> None:
+    with Registry() as registry:
+        client.push(store, draft.image.digest, registry.reference())
+        before = dict(registry.manifests)
+        registry.requests.clear()
+        assert client.push(store, draft.image.digest, registry.reference()).bytes == 0
+        assert registry.manifests == before
+        assert not [asked for asked in registry.requests if asked.kind == "blobs" and asked.method != "HEAD"]
+
+
+@pytest.mark.parametrize("api", [False, True])
+def test_attestations_in_the_older_form_go_up_and_do_not_come_down(
+    store: Store, draft: Draft, tmp_path: Path, api: bool
+) -> None:
+    tag = f"sha256-{draft.image.digest.hex}.att"
+    attested = attestations.derive(store, draft.image.digest)
+    assert attested is not None
+    other = Store.open(tmp_path / "other")
+    with Registry(referrers_api=api) as registry:
+        client.push(store, draft.image.digest, registry.reference())
+        assert registry.manifests[tag][1] == attested.manifest
+        assert {str(Digest.of(blob)) for blob in attested.blobs} <= registry.blobs.keys()
+        registry.requests.clear()
+        client.pull(registry.reference(), other)
+        asked = {asked.what for asked in registry.requests}
+    derived = {Digest.of(blob) for blob in (attested.manifest, *attested.blobs[1:])}
+    assert not asked & {tag, *map(str, derived)}
+    assert not any(other.has(digest) for digest in derived)
+
+
+@pytest.mark.parametrize("suffix", [".sig", ".att"])
+def test_a_tag_that_cannot_be_joined_is_told_of(store: Store, draft: Draft, suffix: str) -> None:
+    tag = f"sha256-{draft.image.digest.hex}{suffix}"
+    with Registry() as registry, client.repository(registry.reference(), writing=True) as there:
+        registry.put(draft.manifest, tag)
+        with pytest.raises(AssertionError, match=tag):
+            copy.push(store, draft.image.digest, there, "1", Counting())
+        assert registry.manifests[tag][1] == draft.manifest
 
 
 def test_no_tag_without_signatures(store: Store, draft: Draft) -> None:

@@ -10,8 +10,10 @@ import pytest
 from tests.images import Draft
 
 from intaglio import strictjson
+from intaglio.content.attestations import derive
 from intaglio.content.export import export_files, export_layout
 from intaglio.content.layout import Store
+from intaglio.digest import Digest
 from intaglio.errors import CorruptContent, MachineError, NotVerifiable, UsageError
 
 
@@ -28,9 +30,12 @@ def store(draft: Draft, tmp_path: Path) -> Store:
 def test_a_layout_holds_the_image_first_and_every_blob_once(draft: Draft, store: Store, tmp_path: Path) -> None:
     export_layout(store, draft.image.digest, tmp_path / "out", name="examples/demo:1.0.0")
     found = {path.name for path in (tmp_path / "out" / "blobs" / "sha256").iterdir()}
-    assert found == {digest.hex for digest in draft.blobs()}
+    attested = derive(store, draft.image.digest)
+    assert attested is not None
+    derived = {Digest.of(blob).hex for blob in (attested.manifest, *attested.blobs)}
+    assert found == {digest.hex for digest in draft.blobs()} | derived
     index = strictjson.parse_object((tmp_path / "out" / "index.json").read_bytes(), what="index")
-    first, second, *others = index["manifests"]
+    first, second, third, *others = index["manifests"]
     assert first["digest"] == str(draft.image.digest)
     assert first["annotations"] == {
         "kind": "dev.cosignproject.cosign/image",
@@ -38,10 +43,18 @@ def test_a_layout_holds_the_image_first_and_every_blob_once(draft: Draft, store:
     }
     assert second["digest"] == str(draft.referrers[1].digest)
     assert second["annotations"] == {"kind": "dev.cosignproject.cosign/sigs"}
+    assert third["digest"] == str(Digest.of(attested.manifest))
+    assert third["annotations"] == {"kind": "dev.cosignproject.cosign/atts"}
     assert {one["digest"] for one in others} == {str(one.digest) for one in draft.referrers} - {second["digest"]}
     assert strictjson.parse_object((tmp_path / "out" / "oci-layout").read_bytes(), what="") == {
         "imageLayoutVersion": "1.0.0"
     }
+
+
+def test_an_image_that_nothing_attests_has_no_attestations(draft: Draft, tmp_path: Path) -> None:
+    del draft.referrers[3]
+    export_layout(draft.store(tmp_path / "store"), draft.image.digest, tmp_path / "out")
+    assert b"cosign/atts" not in (tmp_path / "out" / "index.json").read_bytes()
 
 
 def test_the_same_export_twice_is_the_same_bytes(draft: Draft, store: Store, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,11 +10,14 @@ from tests.attacks.registries.fake import Asked, Registry, Reply
 from tests.images import Draft, key, policy
 
 from intaglio import strictjson
+from intaglio.content.attestations import Attestations, derive
+from intaglio.content.cosign_tag import ENVELOPE_TYPE, MAX_LAYERS
 from intaglio.content.descriptor import INDEX_TYPE, MANIFEST_TYPE, Descriptor
 from intaglio.content.layout import Store
-from intaglio.content.remote_referrers import Attached, attach, find
+from intaglio.content.remote_referrers import Attached, attach, attest, find
 from intaglio.digest import Digest
 from intaglio.errors import CorruptContent, RegistryError
+from intaglio.strictjson import MAX_BYTES
 from intaglio.verify import verify_image
 
 
@@ -137,6 +141,63 @@ def test_signatures_of_others_stay_under_cosigns_tag(draft: Draft) -> None:
     assert len(document["layers"]) == len(signatures) == 2
     assert config["rootfs"]["diff_ids"] == [layer["digest"] for layer in document["layers"]]
     assert document["subject"]["digest"] == str(draft.image.digest)
+
+
+def attestations(draft: Draft, folder: Path) -> Attestations:
+    found = derive(draft.store(folder), draft.image.digest)
+    assert found is not None
+    return found
+
+
+def test_attestations_of_others_stay_under_cosigns_tag(draft: Draft, tmp_path: Path) -> None:
+    ours = attestations(draft, tmp_path / "ours")
+    theirs = attestations(Draft(builder=key("stranger")).sign().measure(), tmp_path / "theirs")
+    with Registry() as registry, client.repository(registry.reference(), writing=True) as there:
+        document = json.loads(theirs.manifest)
+        registry.put(json.dumps(document | {"annotations": {"by": "them"}}).encode(), tag(draft, ".att"))
+        for one in (ours, theirs, ours):
+            assert attest(there, draft.image, one) is None
+            document = json.loads(registry.manifests[tag(draft, ".att")][1])
+            assert document["annotations"] == {"by": "them"}
+            assert document["layers"] == [layer.to_json() for layer in (*theirs.layers, *ours.layers)]
+        config = json.loads(registry.blobs[document["config"]["digest"]])
+        assert len(registry.asked("PUT", "manifests")) == 1
+    assert config["rootfs"]["diff_ids"] == [layer["digest"] for layer in document["layers"]]
+    assert "subject" not in document
+
+
+OTHERS: dict[str, Callable[[strictjson.Object], object]] = {
+    "no layers": lambda document: document.pop("layers"),
+    "no manifest": lambda document: document.clear(),
+    "another config": lambda document: document["config"].update(mediaType="application/octet-stream"),
+    "another layer": lambda document: document["layers"][0].update(mediaType="application/octet-stream"),
+    "a layer that says more": lambda document: document["layers"][0].update(urls=["https://example.com"]),
+    "a malformed digest": lambda document: document["layers"][0].update(digest="sha256:x"),
+    "another media type": lambda document: document.update(mediaType=INDEX_TYPE),
+    "an index as well": lambda document: document.update(manifests=[]),
+    "as much as a registry takes": lambda document: document.update(
+        annotations={"a": "x" * (MAX_BYTES - len(json.dumps(document)) - 100)}
+    ),
+    "as many as cosign reads": lambda document: document.update(layers=[_other(n) for n in range(MAX_LAYERS)]),
+}
+
+
+def _other(number: int) -> strictjson.Object:
+    return Descriptor(ENVELOPE_TYPE, Digest.of(b"%d" % number), 1).to_json()
+
+
+@pytest.mark.parametrize("change", OTHERS.values(), ids=OTHERS.keys())
+def test_what_stands_under_cosigns_tag_in_another_form_is_kept(
+    draft: Draft, tmp_path: Path, change: Callable[[strictjson.Object], object]
+) -> None:
+    ours = attestations(draft, tmp_path / "ours")
+    document = json.loads(attestations(Draft(builder=key("stranger")).sign(), tmp_path / "theirs").manifest)
+    change(document)
+    with Registry() as registry, client.repository(registry.reference(), writing=True) as there:
+        registry.put(json.dumps(document).encode(), tag(draft, ".att"))
+        before = dict(registry.manifests)
+        assert attest(there, draft.image, ours) == tag(draft, ".att")
+        assert registry.manifests == before
 
 
 def test_an_older_signature_without_subject_is_brought_as_a_referrer(draft: Draft, tmp_path: Path) -> None:

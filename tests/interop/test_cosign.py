@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import subprocess
 from pathlib import Path
 
 import pytest
-from tests.images import KEYS, Draft, key, policy
+from tests import runnable
+from tests.images import KEYS, Draft, claim, key, part, policy
 
+from intaglio.content.attestations import derive
+from intaglio.content.cosign_tag import manifest_of
+from intaglio.content.descriptor import MANIFEST_TYPE, Descriptor
 from intaglio.content.export import export_layout
+from intaglio.content.layout import Store
 from intaglio.digest import Digest
+from intaglio.trust.cosign import bundle_referrer, runtime_referrers
+from intaglio.trust.statement import PROVENANCE, TEST_RESULT
 from intaglio.verify import verify_layout
 
 pytestmark = pytest.mark.real
@@ -17,7 +26,7 @@ pytestmark = pytest.mark.real
 
 @pytest.fixture
 def draft() -> Draft:
-    return Draft().sign()
+    return Draft().sign().measure()
 
 
 @pytest.fixture
@@ -26,10 +35,12 @@ def layout(draft: Draft, tmp_path: Path) -> Path:
     return tmp_path / "layout"
 
 
-def verify(cosign: Path, layout: Path, name: str = "release") -> subprocess.CompletedProcess[str]:
-    command = [str(cosign), "verify", "--key", str(KEYS / f"{name}.pub"), "--insecure-ignore-tlog", "--local-image"]
+def verify(
+    cosign: Path, layout: Path, name: str = "release", what: tuple[str, ...] = ("verify",)
+) -> subprocess.CompletedProcess[str]:
+    options = ["--key", str(KEYS / f"{name}.pub"), "--insecure-ignore-tlog", "--local-image"]
     return subprocess.run(
-        [*command, str(layout)],
+        [str(cosign), *what, *options, str(layout)],
         capture_output=True,
         text=True,
         check=False,
@@ -48,6 +59,49 @@ def test_cosign_accepts_an_export(cosign: Path, draft: Draft, layout: Path) -> N
     assert result.returncode == 0, result.stderr
     assert str(draft.image.digest) in result.stdout
     assert verify_layout(layout, policy()).verdict == "verified"
+
+
+ATTESTED = {"slsaprovenance1": "builder", TEST_RESULT: "evaluator"}
+
+
+@pytest.mark.parametrize("kind", ATTESTED)
+def test_cosign_accepts_the_attestations_of_an_export(cosign: Path, draft: Draft, layout: Path, kind: str) -> None:
+    attestation = ("verify-attestation", "--type", kind)
+    result = verify(cosign, layout, ATTESTED[kind], attestation)
+    assert result.returncode == 0, result.stderr
+    (found,) = [json.loads(base64.b64decode(json.loads(line)["payload"])) for line in result.stdout.splitlines()]
+    assert found["subject"][0]["digest"] == {"sha256": draft.image.digest.hex}
+    assert found["predicateType"] == {"slsaprovenance1": PROVENANCE}.get(kind, kind)
+    for name in {"builder", "evaluator", "release", "stranger"} - {ATTESTED[kind]}:
+        assert verify(cosign, layout, name, attestation).returncode != 0, name
+    assert verify(cosign, layout).returncode == 0
+
+
+def test_cosign_refuses_an_attestation_after_one_flipped_bit(cosign: Path, draft: Draft, layout: Path) -> None:
+    store = draft.store(layout.parent / "other")
+    attested = derive(store, draft.image.digest)
+    assert attested is not None
+    for envelope in attested.blobs[1:]:
+        flip(layout, envelope, envelope.index(b'"sig":"') + 20)
+    for kind, name in ATTESTED.items():
+        assert verify(cosign, layout, name, ("verify-attestation", "--type", kind)).returncode != 0
+
+
+def test_cosign_accepts_the_attestations_of_a_runtime_image(cosign: Path, tmp_path: Path) -> None:
+    store = Store.open(tmp_path / "store")
+    made = runnable.image(store, "", python=False)
+    manifest = manifest_of(made.config, made.layers, {})
+    image = Descriptor(MANIFEST_TYPE, Digest.of(manifest), len(manifest))
+    assembly = claim(key("builder"), "assemble", image.digest, [part("toolchain"), part("program")])
+    referrers = runtime_referrers(image, "runtimes/demo", key("release"))
+    for one in (*referrers, bundle_referrer(image, assembly, PROVENANCE)):
+        store.put_referrer(one.manifest, one.blobs)
+    export_layout(store, image.digest, tmp_path / "layout")
+    attestation = ("verify-attestation", "--type", "slsaprovenance1")
+    assert verify(cosign, tmp_path / "layout", "builder", attestation).returncode == 0
+    assert verify(cosign, tmp_path / "layout", "stranger", attestation).returncode != 0
+    assert verify(cosign, tmp_path / "layout").returncode == 0
+    assert verify_layout(tmp_path / "layout", policy()).verdict == "verified"
 
 
 def test_cosign_refuses_another_key(cosign: Path, layout: Path) -> None:

@@ -23,6 +23,7 @@ from intaglio.content.layout import Store
 from intaglio.digest import Digest
 from intaglio.errors import ExitCode
 from intaglio.trust.key import PrivateKey
+from intaglio.trust.statement import TEST_RESULT
 from intaglio.verify import verify_image
 
 pytestmark = pytest.mark.real
@@ -51,7 +52,7 @@ def closed(tmp_path_factory: pytest.TempPathFactory, tls: Authority) -> Iterator
 
 @pytest.fixture(scope="module")
 def draft() -> Draft:
-    return Draft(files=Draft().files | {"empty.txt": b""}).sign()
+    return Draft(files=Draft().files | {"empty.txt": b""}).sign().measure()
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +113,7 @@ def test_oras_discovers_the_referrers_where_there_is_the_api(
         check_discovery(oras, registry.reference(), draft, tmp_path)
         assert registry.asked("GET", "referrers"), "oras did not use the API"
         tags = {name for name in registry.manifests if not name.startswith("sha256:")}
-        assert tags == {"1", f"sha256-{draft.image.digest.hex}.sig"}
+        assert tags == {"1", *(f"sha256-{draft.image.digest.hex}{suffix}" for suffix in (".sig", ".att"))}
 
 
 def check_discovery(oras: Path, reference: str, draft: Draft, folder: Path) -> None:
@@ -147,6 +148,71 @@ def cosign_verify(cosign: Path, reference: str, folder: Path, name: str, *option
 def test_cosign_verifies_both_forms(cosign: Path, pushed: str, tmp_path: Path, form: tuple[str, ...]) -> None:
     assert cosign_verify(cosign, pushed, tmp_path, "release", *form) == 0
     assert cosign_verify(cosign, pushed, tmp_path, "builder", *form) != 0
+
+
+ATTESTED = {"slsaprovenance1": KEYS / "builder.pub", TEST_RESULT: KEYS / "evaluator.pub"}
+
+
+def cosign_attested(cosign: Path, reference: str, folder: Path, kind: str, key: Path) -> int:
+    verify = [str(cosign), "verify-attestation", "--type", kind, "--key", str(key)]
+    return run([*verify, "--insecure-ignore-tlog", "--allow-http-registry", reference], folder, code=None).returncode
+
+
+@pytest.mark.parametrize("kind", ATTESTED)
+def test_cosign_verifies_attestations(cosign: Path, pushed: str, tmp_path: Path, kind: str) -> None:
+    assert cosign_attested(cosign, pushed, tmp_path, kind, ATTESTED[kind]) == 0
+    for other in set(KEYS.glob("*.pub")) - {ATTESTED[kind]}:
+        assert cosign_attested(cosign, pushed, tmp_path, kind, other) != 0, other
+
+
+def test_attestations_of_others_stay_under_cosigns_tag(
+    cosign: Path, crane: Path, registry: Distribution, tmp_path: Path
+) -> None:
+    """A stranger attests with stock cosign before anything of ours stands there, and after."""
+    reference = registry.reference("models/attested:1")
+    draft = Draft().sign().measure()
+    bare = Draft().seal()
+    client.push(bare.store(tmp_path / "bare"), draft.image.digest, reference)
+    attest_as_stranger(cosign, reference, tmp_path, "https://example.com/scan/v1")
+    client.push(draft.store(tmp_path / "store"), draft.image.digest, reference)
+    attest_as_stranger(cosign, reference, tmp_path, "https://example.com/audit/v1")
+    tag = f"{reference.rpartition(':')[0]}:sha256-{draft.image.digest.hex}.att"
+    before = run([str(crane), "digest", tag], tmp_path).stdout
+    assert client.push(Store.open(tmp_path / "store"), draft.image.digest, reference).bytes == 0
+    assert run([str(crane), "digest", tag], tmp_path).stdout == before
+    theirs = dict.fromkeys(("https://example.com/scan/v1", "https://example.com/audit/v1"), tmp_path / "cosign.pub")
+    for kind, public in {**ATTESTED, **theirs}.items():
+        assert cosign_attested(cosign, reference, tmp_path, kind, public) == 0, kind
+        assert cosign_attested(cosign, reference, tmp_path, kind, KEYS / "release.pub") != 0, kind
+    other = Store.open(tmp_path / "other")
+    client.pull(reference, other)
+    assert {one.digest for one in other.referrers(draft.image.digest)} == {one.digest for one in draft.referrers}
+
+
+def attest_as_stranger(cosign: Path, reference: str, folder: Path, kind: str) -> None:
+    no_password = {"COSIGN_PASSWORD": ""}
+    if not (folder / "cosign.key").exists():
+        run([str(cosign), "generate-key-pair"], folder, environment=no_password)
+    (folder / "predicate.json").write_text('{"found": "nothing"}')
+    attest = [str(cosign), "attest", "--key", "cosign.key", "--type", kind, "--predicate", "predicate.json"]
+    run([*attest, "--tlog-upload=false", "--allow-http-registry", reference], folder, environment=no_password)
+
+
+def test_what_is_no_attestation_stays_under_cosigns_tag(registry: Distribution, tmp_path: Path) -> None:
+    reference = registry.reference("models/squatted:1")
+    draft = Draft().sign()
+    store = draft.store(tmp_path / "store")
+    tag = f"sha256-{draft.image.digest.hex}.att"
+    bare = Draft().seal()
+    client.push(bare.store(tmp_path / "bare"), draft.image.digest, f"{reference.rpartition(':')[0]}:{tag}")
+    folder = home(tmp_path)
+    answer = run(
+        [*INTAGLIO, "--store", str(store.root), "push", str(draft.image.digest), reference, "--plain-http"], folder
+    )
+    assert tag in answer.stderr
+    with client.repository(reference) as there:
+        assert there.manifest(tag).data == draft.manifest
+    client.pull(reference, Store.open(tmp_path / "other"))
 
 
 def test_model_signing_verifies_what_oras_pulled(

@@ -6,11 +6,11 @@ import pytest
 from tests.images import KEYS, NAME, key
 
 from intaglio import strictjson
+from intaglio.content.cosign_tag import SIGNATURE_MARK
 from intaglio.content.descriptor import MANIFEST_TYPE, Descriptor
 from intaglio.digest import Digest
 from intaglio.errors import CorruptContent, Untrusted
 from intaglio.trust.cosign import (
-    SIGNATURE_MARK,
     Link,
     bundle_referrer,
     cosign_referrer,

@@ -2,6 +2,7 @@
 
 - Each byte is read once and hashed on the way; what the other side has already does not go over the wire.
 - Up: blobs, then the image under its digest, then its referrers, and its tag last: whoever reads the tag finds all.
+  What is derived from referrers, for cosign's older tag, goes up besides and is not counted.
 - Down: a tag is resolved once, to a digest. Everything waits in a staging area until the caller's check of it has
   passed; a refusal leaves nothing behind, a broken connection leaves what the next try goes on with.
 """
@@ -14,8 +15,8 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 
 from intaglio import strictjson
-from intaglio.content import remote_referrers
-from intaglio.content.descriptor import MANIFEST_TYPE, Descriptor
+from intaglio.content import attestations, remote_referrers
+from intaglio.content.descriptor import MANIFEST_TYPE, Descriptor, parts_of
 from intaglio.content.layout import Store
 from intaglio.content.modelpack import MODEL_TYPE, ModelImage
 from intaglio.content.reference import Reference
@@ -74,7 +75,7 @@ def push(store: Store, image: Digest, repository: Repository, tag: str, progress
     what = f"image {image.short}"
     manifest = store.read(image, what=what)
     described = Descriptor(MANIFEST_TYPE, image, len(manifest))
-    parts = remote_referrers.parts_of(strictjson.parse_object(manifest, what=what), what)
+    parts = parts_of(strictjson.parse_object(manifest, what=what), what)
     attached = list(_referrers(store, described))
     blobs = {part.digest: part for part in (*parts, *(part for one in attached for part in one.parts))}
     for blob in blobs.values():
@@ -88,9 +89,16 @@ def push(store: Store, image: Digest, repository: Repository, tag: str, progress
         repository.push_blob(blob, store.path(blob.digest), task)
         return blob.size
 
+    attested = attestations.derive(store, image)
     moved, skipped = _side_by_side(one, blobs.values(), f"pushing {repository.reference}", progress)
+    for data in attested.blobs if attested else ():
+        repository.put_blob(Descriptor("", Digest.of(data), len(data)), data)
     repository.put_manifest(image, manifest)
-    remote_referrers.attach(repository, described, attached)
+    left = [remote_referrers.attach(repository, described, attached)]
+    if attested is not None:
+        left.append(remote_referrers.attest(repository, described, attested))
+    for occupied in filter(None, left):
+        progress.note(f"{repository.reference}:{occupied} cannot hold what cosign looks for there: left as it is")
     repository.put_manifest(tag, manifest)
     return Transfer(image, f"{repository.reference}:{tag}", moved, skipped)
 

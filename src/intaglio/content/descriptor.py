@@ -78,3 +78,15 @@ def parse_annotations(value: object, what: str) -> dict[str, str]:
     if not isinstance(value, dict) or not all(isinstance(item, str) for item in value.values()):
         raise CorruptContent(f"{what}: annotations are not an object of strings")
     return dict(value)
+
+
+def parts_of(document: Object, what: str) -> tuple[Descriptor, ...]:
+    """Return config and layers of an image manifest.
+
+    Raises:
+        CorruptContent: it is none.
+    """
+    layers = document.get("layers")
+    if document.get("mediaType") != MANIFEST_TYPE or "manifests" in document or not isinstance(layers, list):
+        raise CorruptContent(f"{what}: expected an OCI image manifest")
+    return tuple(Descriptor.parse(part, what) for part in (document.get("config"), *layers))

@@ -3,7 +3,7 @@
 - What is given away is a copy, re-hashed on the way: no later edit reaches the store.
 - The target appears at once and whole, by one rename, and is never written over.
 - ``index.json`` carries cosign's ``kind`` annotations, so that stock ``cosign verify --local-image`` reads it; the
-  image is its first entry, since cosign 3 reads no other.
+  image is its first entry, since cosign 3 reads no other. Attestations are written in cosign's older form besides.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from intaglio import strictjson
+from intaglio.content import attestations
+from intaglio.content.cosign_tag import ATTESTATIONS, SIGNATURES
 from intaglio.content.descriptor import INDEX_TYPE, MANIFEST_TYPE, Descriptor
 from intaglio.content.intake import copy_stream
 from intaglio.content.layout import REF_NAME, Store
@@ -26,7 +28,6 @@ from intaglio.errors import CorruptContent, MachineError, NotVerifiable, UsageEr
 
 _KIND = "kind"
 _KIND_IMAGE = "dev.cosignproject.cosign/image"
-_KIND_SIGNATURES = "dev.cosignproject.cosign/sigs"
 
 
 def export_layout(store: Store, image: Digest, target: Path, *, name: str | None = None) -> None:
@@ -50,10 +51,10 @@ def export_layout(store: Store, image: Digest, target: Path, *, name: str | None
             data = store.read(described.digest, what=f"referrer {described.digest.short}")
             _copy_graph(store, described.digest, data, blobs)
             if any(layer.media_type == SIMPLE_SIGNING_TYPE for layer in _parts(data)):
-                signatures.append(_entry(described.digest, data, {_KIND: _KIND_SIGNATURES}))
+                signatures.append(_entry(described.digest, data, {_KIND: SIGNATURES.kind}))
             else:
                 others.append(_entry(described.digest, data, dict(described.annotations)))
-        entries += [*signatures, *sorted(others, key=lambda entry: entry.digest)]
+        entries += [*signatures, *_attestations(store, image, blobs), *sorted(others, key=lambda entry: entry.digest)]
         index: strictjson.Object = {
             "schemaVersion": 2,
             "mediaType": INDEX_TYPE,
@@ -106,6 +107,17 @@ def _entry(digest: Digest, manifest: bytes, annotations: dict[str, str]) -> Desc
     """Return a manifest's entry for ``index.json``; its artifact type is the one it has itself."""
     kind = strictjson.parse_object(manifest, what=f"manifest {digest.short}").get("artifactType")
     return Descriptor(MANIFEST_TYPE, digest, len(manifest), kind, annotations)
+
+
+def _attestations(store: Store, image: Digest, blobs: Path) -> list[Descriptor]:
+    """Write the attestations in cosign's older form, if there are any, and return their entry."""
+    attested = attestations.derive(store, image)
+    if attested is None:
+        return []
+    digest = Digest.of(attested.manifest)
+    for data in (attested.manifest, *attested.blobs):
+        (blobs / Digest.of(data).hex).write_bytes(data)
+    return [_entry(digest, attested.manifest, {_KIND: ATTESTATIONS.kind})]
 
 
 def _parts(manifest: bytes) -> list[Descriptor]:

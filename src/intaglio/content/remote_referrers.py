@@ -3,7 +3,8 @@
 - Where the registry lists referrers itself, it is asked; else the fallback tag ``sha256-…`` holds an index of them,
   which is written, read back and written again, since writers race for it. Each has a tag of its own as well: what
   the race loses is found by it, and no garbage collection takes it for waste.
-- cosign's older signatures stand under ``sha256-….sig`` besides. What others signed there is kept.
+- In cosign's older form signatures stand under ``sha256-….sig`` besides, attestations under ``sha256-….att``. What
+  others put there is kept. Attestations are not looked for there: those that count are referrers.
 - No list is believed: every manifest that one names is opened, and counts only if its own subject is the image.
 
 Source: OCI distribution specification 1.1, "Listing Referrers" and "Referrers Tag Schema"; cosign's signature
@@ -14,20 +15,21 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from intaglio import strictjson
-from intaglio.content.descriptor import INDEX_TYPE, MANIFEST_TYPE, Descriptor, parse_annotations
+from intaglio.content.attestations import Attestations
+from intaglio.content.cosign_tag import ATTESTATIONS, ATTESTED, MAX_LAYERS, SIGNATURES, Form, config_of, manifest_of
+from intaglio.content.descriptor import INDEX_TYPE, MANIFEST_TYPE, Descriptor, parse_annotations, parts_of
 from intaglio.content.modelpack import SIMPLE_SIGNING_TYPE
 from intaglio.content.remote import Manifest, Repository, entries
 from intaglio.digest import Digest
 from intaglio.errors import CorruptContent, RegistryError, VerificationError
-from intaglio.strictjson import Object
+from intaglio.strictjson import Json, Object
 
 MAX_REFERRERS = 1024
 """Most referrers of one image that are opened: as many as verification looks at."""
-_CONFIG_TYPE = "application/vnd.oci.image.config.v1+json"
 _TRIES = 8
 _SHORT = 16
 """Hex digits of a referrer in its own tag."""
@@ -70,18 +72,6 @@ class Attached:
         return tuple(part for part in self.parts[1:] if part.media_type == SIMPLE_SIGNING_TYPE)
 
 
-def parts_of(document: Object, what: str) -> tuple[Descriptor, ...]:
-    """Return config and layers of an image manifest.
-
-    Raises:
-        CorruptContent: it is none.
-    """
-    layers = document.get("layers")
-    if document.get("mediaType") != MANIFEST_TYPE or "manifests" in document or not isinstance(layers, list):
-        raise CorruptContent(f"{what}: expected an OCI image manifest")
-    return tuple(Descriptor.parse(part, what) for part in (document.get("config"), *layers))
-
-
 # --- finding ----------------------------------------------------------------------------------------------------------
 
 
@@ -101,7 +91,7 @@ def find(repository: Repository, image: Descriptor) -> Iterator[Attached]:
             yield Attached.parse(found.data, image, f"referrer {found.digest.short}")
         except VerificationError:
             continue
-    older = repository.find_manifest(_tag(image.digest, ".sig"))
+    older = repository.find_manifest(SIGNATURES.tag(image.digest))
     if older is not None and older.digest not in seen:
         try:
             yield _with_subject(older, image)
@@ -130,18 +120,21 @@ def _listed(repository: Repository, image: Digest) -> Iterator[Manifest]:
 
 def _with_subject(older: Manifest, image: Descriptor) -> Attached:
     """Return cosign's older signatures of ``image`` as a referrer, which is the only form that the store keeps."""
-    what = f"tag {_tag(image.digest, '.sig')}"
+    what = f"tag {SIGNATURES.tag(image.digest)}"
     if "subject" in older.document:
         return Attached.parse(older.data, image, what)
     parts = parts_of(older.document, what)
-    return Attached.parse(_signatures(image, parts[0], parts[1:]), image, what)
+    return Attached.parse(manifest_of(parts[0], parts[1:], _about(image)), image, what)
 
 
 # --- putting ----------------------------------------------------------------------------------------------------------
 
 
-def attach(repository: Repository, image: Descriptor, attached: Iterable[Attached]) -> None:
+def attach(repository: Repository, image: Descriptor, attached: Iterable[Attached]) -> str | None:
     """Put referrers, whose blobs are there, where other tools and :func:`find` look for them.
+
+    Returns:
+        cosign's older tag, where something stands under it that is not cosign's: it was left as it is.
 
     Raises:
         RegistryError: the registry refuses, or others keep writing the fallback index.
@@ -159,8 +152,11 @@ def attach(repository: Repository, image: Descriptor, attached: Iterable[Attache
             signed.append(one)
     if unlisted:
         _list(repository, image.digest, unlisted)
-    if signed:
-        _sign(repository, image, signed)
+    if not signed:
+        return None
+    layers = [layer for one in signed for layer in one.signatures]
+    alone = signed[0].manifest if len(signed) == 1 else None
+    return _join(repository, image, SIGNATURES, layers, _about(image), alone)
 
 
 def _list(repository: Repository, image: Digest, wanted: list[Descriptor]) -> None:
@@ -180,41 +176,54 @@ def _list(repository: Repository, image: Digest, wanted: list[Descriptor]) -> No
     raise RegistryError(f"{repository.reference}: others keep writing the tag {tag}", hint="push again in a moment")
 
 
-def _sign(repository: Repository, image: Descriptor, signed: list[Attached]) -> None:
-    """Let cosign's older tag hold our signatures, beside those of others that it holds already."""
-    tag = _tag(image.digest, ".sig")
-    older = repository.find_manifest(tag)
-    there = parts_of(older.document, f"tag {tag}")[1:] if older else ()
-    have = {(layer.digest, tuple(sorted(layer.annotations.items()))) for layer in there}
-    fresh = [
-        layer
-        for one in signed
-        for layer in one.signatures
-        if (layer.digest, tuple(sorted(layer.annotations.items()))) not in have
-    ]
+def attest(repository: Repository, image: Descriptor, attestations: Attestations) -> str | None:
+    """Let cosign's older tag hold the attestations, whose blobs are there; as :func:`attach`."""
+    return _join(repository, image, ATTESTATIONS, attestations.layers, ATTESTED, attestations.manifest)
+
+
+def _join(
+    repository: Repository,
+    image: Descriptor,
+    form: Form,
+    layers: Sequence[Descriptor],
+    rest: Mapping[str, Json],
+    alone: bytes | None,
+) -> str | None:
+    """Let cosign's older tag hold ``layers``, beside those of others that it holds already.
+
+    What stands there in another form, or has no room, is a stranger's: it is kept, and the tag returned. ``rest`` is
+    what else stands in the manifest, ``alone`` the one that holds these layers and no others, where there is one.
+    """
+    tag = form.tag(image.digest)
+    try:
+        older = repository.find_manifest(tag)
+        there = form.layers(older.document, f"tag {tag}") if older else ()
+    except VerificationError:
+        return tag
+    have = {_marked(layer) for layer in there}
+    fresh = [layer for layer in layers if _marked(layer) not in have]
     if not fresh:
-        return
-    if not there and len(signed) == 1:
-        repository.put_manifest(tag, signed[0].manifest)
-        return
-    layers = (*there, *fresh)
-    rootfs: Object = {"type": "layers", "diff_ids": [str(layer.digest) for layer in layers]}
-    config = strictjson.canonical({"architecture": "", "os": "", "config": {}, "rootfs": rootfs})
-    described = Descriptor(_CONFIG_TYPE, Digest.of(config), len(config))
-    repository.put_blob(described, config)
-    repository.put_manifest(tag, _signatures(image, described, layers))
+        return None
+    if older is None and alone is not None:
+        repository.put_manifest(tag, alone)
+        return None
+    joined = (*there, *fresh)
+    config, data = config_of(joined)
+    manifest = manifest_of(config, joined, {**(older.document if older else {}), **rest})
+    if len(joined) > MAX_LAYERS or len(manifest) > strictjson.MAX_BYTES:
+        return tag
+    repository.put_blob(config, data)
+    repository.put_manifest(tag, manifest)
+    return None
 
 
-def _signatures(image: Descriptor, config: Descriptor, layers: Iterable[Descriptor]) -> bytes:
-    return strictjson.canonical(
-        {
-            "schemaVersion": 2,
-            "mediaType": MANIFEST_TYPE,
-            "config": config.to_json(),
-            "layers": [layer.to_json() for layer in layers],
-            "subject": Descriptor(MANIFEST_TYPE, image.digest, image.size).to_json(),
-        }
-    )
+def _marked(layer: Descriptor) -> tuple[Digest, tuple[tuple[str, str], ...]]:
+    """Return what tells two layers apart: the same payload may be signed twice."""
+    return layer.digest, tuple(sorted(layer.annotations.items()))
+
+
+def _about(image: Descriptor) -> Object:
+    return {"subject": Descriptor(MANIFEST_TYPE, image.digest, image.size).to_json()}
 
 
 def _tag(image: Digest, suffix: str = "") -> str:

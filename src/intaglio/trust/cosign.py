@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from intaglio import strictjson
+from intaglio.content.cosign_tag import SIGNATURE_MARK, config_of, manifest_of
 from intaglio.content.descriptor import EMPTY, EMPTY_TYPE, MANIFEST_TYPE, Descriptor
 from intaglio.content.modelpack import SIMPLE_SIGNING_TYPE
 from intaglio.digest import Digest
@@ -23,10 +24,8 @@ from intaglio.trust.signature import BUNDLE_TYPE, Hint, decode, encode, fields, 
 from intaglio.trust.statement import COSIGN_SIGN, MODEL_SIGNING, cosign_statement, model_signing_statement
 
 LINEAGE_TYPE = "application/vnd.intaglio.lineage.v1"
-SIGNATURE_MARK = "dev.cosignproject.cosign/signature"
 MAX_CLAIMS = 4096
 """Most claims in one lineage."""
-_CONFIG_TYPE = "application/vnd.oci.image.config.v1+json"
 _SIGNATURE = "cosign container image signature"
 
 
@@ -142,18 +141,9 @@ def cosign_referrer(image: Descriptor, name: str, key: PrivateKey) -> Referrer:
         len(payload),
         annotations={SIGNATURE_MARK: encode(key.sign(payload))},
     )
-    rootfs: Object = {"type": "layers", "diff_ids": [str(layer.digest)]}
-    config = strictjson.canonical({"architecture": "", "os": "", "config": {}, "rootfs": rootfs})
-    manifest = strictjson.canonical(
-        {
-            "schemaVersion": 2,
-            "mediaType": MANIFEST_TYPE,
-            "config": Descriptor(_CONFIG_TYPE, Digest.of(config), len(config)).to_json(),
-            "layers": [layer.to_json()],
-            "subject": Descriptor(image.media_type, image.digest, image.size).to_json(),
-        }
-    )
-    return Referrer(manifest, (config, payload))
+    config, data = config_of([layer])
+    subject = Descriptor(image.media_type, image.digest, image.size)
+    return Referrer(manifest_of(config, [layer], {"subject": subject.to_json()}), (data, payload))
 
 
 def open_cosign(layer: Descriptor, payload: bytes, image: Digest, keys: Iterable[PublicKey], *, what: str) -> KeyId:

@@ -18,11 +18,12 @@ from dataclasses import dataclass
 from enum import Enum
 
 from intaglio import strictjson
+from intaglio.content import cosign_tag
 from intaglio.errors import CorruptContent, Untrusted
 from intaglio.strictjson import Object
 from intaglio.trust.key import KeyId, PrivateKey, PublicKey
 
-BUNDLE_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
+BUNDLE_TYPE = cosign_tag.BUNDLE_TYPE
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 
 

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from intaglio import strictjson
+from intaglio.content import cosign_tag
 from intaglio.digest import Digest
 from intaglio.errors import CorruptContent
 from intaglio.strictjson import Json, Object
@@ -21,7 +22,7 @@ from intaglio.trust.key import KeyId, PublicKey
 from intaglio.trust.signature import fields, read_bundle, text
 
 STATEMENT = "https://in-toto.io/Statement/v1"
-COSIGN_SIGN = "https://sigstore.dev/cosign/sign/v1"
+COSIGN_SIGN = cosign_tag.COSIGN_SIGN
 MODEL_SIGNING = "https://model_signing/signature/v1.0"
 PROVENANCE = "https://slsa.dev/provenance/v1"
 TEST_RESULT = "https://in-toto.io/attestation/test-result/v0.1"

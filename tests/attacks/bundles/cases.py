@@ -9,11 +9,11 @@ from tests.attacks.corpus import Corpus
 from tests.images import NAME, Draft, claim, key, origin, output, part
 
 from intaglio import strictjson
+from intaglio.content.cosign_tag import SIGNATURE_MARK
 from intaglio.digest import Digest
 from intaglio.errors import ExitCode
 from intaglio.strictjson import Object
 from intaglio.trust.cosign import (
-    SIGNATURE_MARK,
     bundle_referrer,
     cosign_referrer,
     lineage_referrer,

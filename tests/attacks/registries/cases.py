@@ -14,6 +14,7 @@ from tests.attacks.registries.fake import Asked, Registry, Reply, Tamper
 from tests.images import Draft, key
 
 from intaglio import strictjson
+from intaglio.content.cosign_tag import ENVELOPE_TYPE
 from intaglio.content.descriptor import INDEX_TYPE, MANIFEST_TYPE, Descriptor
 from intaglio.digest import Digest
 from intaglio.errors import ExitCode
@@ -368,3 +369,34 @@ def more_referrers_than_anyone_opens(registry: Registry, draft: Draft) -> None:
 @case(C)
 def a_signatures_blob_altered(registry: Registry, draft: Draft) -> None:
     answers(registry, "blobs", flipped, what=str(Digest.of(draft.referrers[0].blobs[1])))
+
+
+# --- cosign's tag of attestations: never asked for, whatever stands there ---------------------------------------------
+
+
+def the_attestations(registry: Registry, draft: Draft, data: bytes, media_type: str = MANIFEST_TYPE) -> None:
+    registry.put(data, f"sha256-{draft.image.digest.hex}.att", media_type)
+
+
+@case(ExitCode.OK)
+def attestations_that_are_no_manifest(registry: Registry, draft: Draft) -> None:
+    the_attestations(registry, draft, b'{"schemaVersion":2,"layers":[{"digest":"sha256:x"}]}')
+
+
+@case(ExitCode.OK)
+def attestations_that_are_an_index(registry: Registry, draft: Draft) -> None:
+    the_attestations(registry, draft, b'{"schemaVersion":2,"manifests":[]}', INDEX_TYPE)
+
+
+@case(ExitCode.OK)
+def attestations_that_are_the_image(registry: Registry, draft: Draft) -> None:
+    the_attestations(registry, draft, draft.manifest)
+
+
+@case(ExitCode.OK)
+def attestations_without_their_blobs(registry: Registry, draft: Draft) -> None:
+    document = json.loads(draft.referrers[1].manifest)
+    gone = Descriptor(ENVELOPE_TYPE, Digest.of(b"gone"), 4, annotations={"predicateType": "x"})
+    document["layers"] = [gone.to_json()]
+    del document["subject"]
+    the_attestations(registry, draft, strictjson.canonical(document))

@@ -293,6 +293,24 @@ def test_a_damaged_blob_is_refused_before_any_manifest(draft: Draft, tmp_path: P
         assert sent == [], "the last bytes of a damaged blob were sent"
 
 
+@pytest.mark.parametrize(
+    "case", [case for case in CASES if case.name.startswith("attestations_")], ids=lambda case: case.name
+)
+def test_what_a_stranger_put_under_cosigns_tag_stops_no_push(case: Case, draft: Draft, tmp_path: Path) -> None:
+    with Registry() as registry:
+        case.spoil(registry, draft)
+        (tag,) = [name for name in registry.manifests if name.endswith(".att")]
+        theirs = registry.manifests[tag][1]
+        client.push(draft.store(tmp_path / "store"), draft.image.digest, registry.reference())
+        kept = registry.manifests[tag][1]
+        client.pull(registry.reference(), Store.open(tmp_path / "other"))
+    if case.name == "attestations_without_their_blobs":  # it is cosign's form: ours stand beside
+        assert json.loads(kept)["layers"][0] == json.loads(theirs)["layers"][0]
+        assert len(json.loads(kept)["layers"]) == 2
+    else:
+        assert kept == theirs
+
+
 @pytest.mark.parametrize("size", [-1, 1])
 def test_a_blob_of_another_size_is_refused(draft: Draft, tmp_path: Path, size: int) -> None:
     store = draft.store(tmp_path / "store")
