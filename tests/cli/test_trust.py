@@ -16,6 +16,7 @@ from tests.trust.sources import tree
 
 from intaglio.cli.setting import Setting
 from intaglio.cli.trust import command
+from intaglio.cli.verify import command as verify
 from intaglio.content.layout import Store
 from intaglio.digest import Digest
 from intaglio.errors import CorruptContent, Error, ExitCode, NotVerifiable, PolicyRefusal, UsageError
@@ -376,3 +377,23 @@ def test_help_begins_with_examples(name: str) -> None:
     text = CliRunner().invoke(command, [name, "--help"]).stdout
     assert "Examples:" in text
     assert f"intaglio trust {name}" in text
+
+
+def test_a_key_that_is_yanked_releases_nothing_any_more(carried: Path, home: Path, tmp_path: Path) -> None:
+    draft = images.Draft().sign()
+    draft.write(tmp_path / "layout")
+    text = images.policy_text()
+    begin = text.index("[keys.release]")
+    end = text.index("-----END PUBLIC KEY-----", begin)
+    rest = text[text.index('"""', end) + 3 :]
+    policy = home / "policy.toml"
+    policy.write_text(f'{text[:begin]}[keys.release]\ntarget = "keys/acme/bank@1"\n{rest}', encoding="utf-8")
+
+    def judged() -> Any:
+        return CliRunner().invoke(verify, [str(tmp_path / "layout")], obj={}, standalone_mode=False).return_value
+
+    assert judged() == ExitCode.OK
+    run("yank", carried, "keys/acme/bank@1", "--reason", "stolen")
+    run("publish", signed_by_targets(carried), tmp_path / "www")
+    run("refresh")
+    assert judged() == ExitCode.UNTRUSTED

@@ -11,7 +11,7 @@ from tests.trust.sources import NOW, Files, MemoryMirror, Source, target
 from intaglio.content.tree import File, Tree
 from intaglio.digest import Digest
 from intaglio.errors import NotVerifiable, PolicyRefusal
-from intaglio.policy import named
+from intaglio.policy import document, named
 from intaglio.policy.document import default_policy
 from intaglio.trust.tuf import TrustedSource, refresh, set_anchor
 
@@ -108,3 +108,58 @@ def test_the_name_beside_the_anchor(tmp_path: Path) -> None:
         place.write_text(text)
         with pytest.raises(NotVerifiable, match="expected a policy's name"):
             named.configured(tmp_path)
+
+
+def with_target(name: str = "keys/acme/release@1") -> bytes:
+    """A policy whose release key is a target."""
+    text = policy("by target").decode()
+    begin = text.index("[keys.release]")
+    return f'{text[:begin]}[keys.release]\ntarget = "{name}"\n\n{text[text.index("[keys.evaluator]") :]}'.encode()
+
+
+def with_key(tmp_path: Path, status: str = "active") -> TrustedSource:
+    """A trusted source that has the release key."""
+    source = Source()
+    for name, file, data, how in (
+        ("keys/acme/release@1", "key.pem", PEMS[1].encode(), status),
+        ("policies/acme/release@1", "policy.toml", with_target(), "active"),
+    ):
+        content = Tree.of([File(file, Digest.of(data), len(data))])
+        source.add(target(name, content, status=how, reason="stolen" if how == "yanked" else None), content)
+        source.files[f"blobs/sha256/{Digest.of(data).hex}"] = data
+    set_anchor(tmp_path, source.anchor)
+    return refresh(tmp_path, MemoryMirror(source.publish()), NOW)
+
+
+def test_a_key_is_looked_up_in_the_source_that_has_the_policy(tmp_path: Path) -> None:
+    found = named.load("policies/acme/release@1", with_key(tmp_path))
+    assert [key.pem for key in found.releasers] == [PEMS[1]]
+
+
+def test_a_file_may_name_a_key_of_the_source(tmp_path: Path) -> None:
+    source = with_key(tmp_path)
+    (tmp_path / "policy.toml").write_bytes(with_target())
+    found = document.load(tmp_path / "policy.toml", named.keys_of(source))
+    assert [key.pem for key in found.releasers] == [PEMS[1]]
+    with pytest.raises(NotVerifiable, match=r"keys\.release\.target: .*there is none here"):
+        document.load(tmp_path / "policy.toml")
+
+
+def test_a_key_that_was_yanked_counts_no_more(tmp_path: Path) -> None:
+    found = named.load("policies/acme/release@1", with_key(tmp_path, "yanked"))
+    assert found.releasers == ()
+    assert [key.pem for key in found.builders] == [PEMS[0]]
+
+
+def test_a_key_that_is_not_listed_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(PolicyRefusal, match="does not list it"):
+        document.parse(with_target("keys/acme/other@1"), lookup=named.keys_of(with_key(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("models/acme/release@1", "expected a key's name"), ("keys/acme/release", "expected NAME@VERSION"), ("", "NAME@")],
+)
+def test_what_is_no_keys_name_is_a_mistake(tmp_path: Path, name: str, said: str) -> None:
+    with pytest.raises(NotVerifiable, match=said):
+        document.parse(with_target(name), lookup=named.keys_of(with_key(tmp_path)))

@@ -205,17 +205,19 @@ def _opened(setting: Setting, file: Path, policy: str | None, root: Path | None)
     """Unpack ``file`` beside the store, and yield it with the verdict on its image; it is gone afterwards."""
     from intaglio import verify as verifier
     from intaglio.content.bare import BareLayout
+    from intaglio.policy import document
 
     anchor = _anchor(setting, root)
-    # Without a policy no kit is opened; one that is a name of the trusted source may come in the kit.
-    rules = None if setting.policy_name(policy) else setting.policy(policy)
+    # Without a policy no kit is opened; one that is a name of the trusted source may come in the kit, and so may keys.
+    if setting.policy_name(policy) is None:
+        document.load(Path(policy) if policy else setting.policy_path, lambda _: None)
     with setting.store.scratch("kit") as scratch:
         unpacked = _unpacked(setting, file, scratch / "kit")
         source, listing = _source(setting, unpacked.layout, anchor)
         report = verifier.verify_image(
             BareLayout(unpacked.layout),
             unpacked.about.image,
-            rules or setting.policy(policy, source),
+            setting.policy(policy, source),
             listing=listing,
             progress=setting.progress,
             hashed=unpacked.blobs,

@@ -111,7 +111,7 @@ def check(setting: Setting, file: Path) -> None:
     from intaglio.policy import document
 
     data = document.read_file(file)
-    rules = document.parse(data, what=f"policy {file}")
+    rules = setting.policy(f"./{file}" if not file.is_absolute() else file)
     digest = Digest.of(data)
     setting.emit(
         {"policy": str(file), "name": rules.name, "digest": str(digest), "valid": True},

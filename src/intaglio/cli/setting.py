@@ -18,12 +18,13 @@ from intaglio.errors import MachineError, NotVerifiable
 
 if TYPE_CHECKING:
     from intaglio.content.layout import Store
-    from intaglio.policy.document import Policy
+    from intaglio.policy.document import Lookup, Policy
     from intaglio.policy.listing import Listing
     from intaglio.progress import Progress
     from intaglio.recipe.modelfile import Recipe
     from intaglio.trust.key import PrivateKey, PublicKey
     from intaglio.trust.keyring import PassphraseSource
+    from intaglio.trust.target import Name
     from intaglio.trust.tuf import TrustedSource
 
 HOME = "INTAGLIO_HOME"
@@ -100,10 +101,21 @@ class Setting:
 
         name = self.policy_name(named)
         if name is None:
-            return document.load(Path(named) if named is not None else self.policy_path)
+            path = Path(named) if named is not None else self.policy_path
+            return document.load(path, self._lookup(source) if source or self._follows else None)
         from intaglio.policy.named import load
 
         return load(name, source or self.trusted())
+
+    def _lookup(self, source: TrustedSource | None) -> Lookup:
+        """Return what finds the keys that a policy file names as targets, when it names any."""
+
+        def lookup(name: Name) -> bytes | None:
+            from intaglio.policy.named import keys_of
+
+            return keys_of(source or self.trusted())(name)
+
+        return lookup
 
     def policy_name(self, named: str | Path | None = None) -> str | None:
         """Return the name under which the trusted source has the policy; nothing where it is a file.
@@ -142,13 +154,18 @@ class Setting:
         Raises:
             VerificationError: there is a source, and it does not verify.
         """
-        from intaglio.trust.kept import ANCHOR, FOLDER, STATE
-
-        if not (self.home / ANCHOR).exists() or not (self.home / FOLDER / STATE).exists():
+        if not self._follows:
             return None
         from intaglio.policy.listing import SourceListing
 
         return SourceListing(self.trusted())
+
+    @property
+    def _follows(self) -> bool:
+        """Whether there is an anchor, and something was fetched under it."""
+        from intaglio.trust.kept import ANCHOR, FOLDER, STATE
+
+        return (self.home / ANCHOR).exists() and (self.home / FOLDER / STATE).exists()
 
     def passphrases(self) -> PassphraseSource:
         """Return where passphrases come from: file, environment, or a person at a terminal."""

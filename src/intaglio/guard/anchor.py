@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from intaglio.errors import NotVerifiable
 from intaglio.policy import document
-from intaglio.policy.document import Policy
+from intaglio.policy.document import Lookup, Policy
 from intaglio.policy.listing import Listing, SourceListing
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def _source(passport: Path, home: Path, root: Path | None, clock: datetime) -> T
 
 def _policy(home: Path, policy: Path, name: str | None, source: TrustedSource | None) -> Policy:
     if name is None and policy.exists():
-        return document.load(policy)
+        return document.load(policy, _lookup(source))
     from intaglio.policy import named
 
     wanted = name or named.configured(home)
@@ -82,10 +82,18 @@ def _policy(home: Path, policy: Path, name: str | None, source: TrustedSource | 
         return document.load(policy)  # which says that there is none
     beside = home / "policies" / f"{wanted}.toml"
     if "/" not in wanted and beside.is_file():
-        return document.load(beside)
+        return document.load(beside, _lookup(source))
     if not named.is_name(wanted) or source is None:
         raise NotVerifiable(
             f"policy {wanted}: neither {beside} nor, in a trusted source under the anchor's root, a target",
             hint="mount the TUF metadata with the passport, or name a policy of the anchor's folder",
         )
     return named.load(wanted, source)
+
+
+def _lookup(source: TrustedSource | None) -> Lookup | None:
+    if source is None:
+        return None
+    from intaglio.policy import named
+
+    return named.keys_of(source)

@@ -12,17 +12,23 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
 
 from intaglio.content.formats.inspect import FORMATS
-from intaglio.errors import NotVerifiable
+from intaglio.errors import NotVerifiable, UsageError
 from intaglio.policy.reader import MAX_BYTES, Reader, Table, nearest, show, toml
 from intaglio.trust import statement
 from intaglio.trust.key import PublicKey
 
+if TYPE_CHECKING:
+    from intaglio.trust.target import Name
+
+Lookup: TypeAlias = "Callable[[Name], bytes | None]"
+"""Finds the PEM of a key that is a target of the trusted source; ``None`` is one that the source has withdrawn."""
 VERSION = 1
 ROLES = ("builder", "release", "evaluator", "verifier")
 """``builder`` signs provenance, ``release`` images, ``evaluator`` test results, ``verifier`` summaries of verdicts."""
@@ -101,13 +107,14 @@ class Policy:
         return self.source_required or self.max_age is not None
 
 
-def load(path: Path) -> Policy:
-    """Return the policy in the file at ``path``.
+def load(path: Path, lookup: Lookup | None = None) -> Policy:
+    """Return the policy in the file at ``path``; ``lookup`` as in :func:`parse`.
 
     Raises:
         NotVerifiable: there is none, or it is wrong: without an anchor there is no verdict.
+        VerificationError: a key that it names is no active or withdrawn target of the trusted source.
     """
-    return parse(read_file(path), what=f"policy {path}")
+    return parse(read_file(path), what=f"policy {path}", lookup=lookup)
 
 
 def read_file(path: Path) -> bytes:
@@ -128,31 +135,46 @@ def read_file(path: Path) -> bytes:
         raise NotVerifiable(f"policy {path}: {error.strerror}") from None
 
 
-def parse(data: bytes, *, what: str = "policy", keys: Mapping[str, PublicKey] | None = None) -> Policy:
+def parse(
+    data: bytes,
+    *,
+    what: str = "policy",
+    keys: Mapping[str, PublicKey] | None = None,
+    lookup: Lookup | None = None,
+) -> Policy:
     """Return the policy in ``data``; ``what`` names it in errors.
 
     Args:
         data: TOML.
         what: names the document in errors.
         keys: stand in for those of the document, whatever it says; for templates, which have none, and for rehearsals.
+        lookup: finds the keys that are named as targets of the trusted source; none where there is no source.
 
     Raises:
         NotVerifiable: it is not such a policy; the message lists every mistake.
+        VerificationError: ``lookup`` does not find a key.
     """
-    return interpret(toml(data, what), what=what, keys=keys)
+    return interpret(toml(data, what), what=what, keys=keys, lookup=lookup)
 
 
-def interpret(document: Table, *, what: str = "policy", keys: Mapping[str, PublicKey] | None = None) -> Policy:
+def interpret(
+    document: Table,
+    *,
+    what: str = "policy",
+    keys: Mapping[str, PublicKey] | None = None,
+    lookup: Lookup | None = None,
+) -> Policy:
     """Return the policy in a TOML document that was read already; otherwise as :func:`parse`.
 
     Raises:
         NotVerifiable: it is no policy; the message lists every mistake.
+        VerificationError: ``lookup`` does not find a key.
     """
     reader = Reader()
     reader.table(document, "", TOP)
     if type(document.get("version")) is not int or document["version"] != VERSION:
         reader.fault("version", f"expected {VERSION}, found {show(document.get('version'))}")
-    known = dict(keys) if keys is not None else _keys(reader, document.get("keys"))
+    known = dict(keys) if keys is not None else _keys(reader, document.get("keys"), lookup)
     roles = _roles(reader, document.get("roles"), known)
     require = reader.choices(document.get("require"), "require", EVIDENCE)
     for missing in MANDATORY:
@@ -165,8 +187,8 @@ def interpret(document: Table, *, what: str = "policy", keys: Mapping[str, Publi
         require=require,
         formats=reader.choices(document.get("formats"), "formats", FORMATS),
         allow_unsandboxed=reader.flag(document, "allow_unsandboxed"),
-        attestations=_attestations(reader, document, roles),
-        thresholds=_thresholds(reader, document, roles),
+        attestations=_attestations(reader, document),
+        thresholds=_thresholds(reader, document),
         licences=_licences(reader, document),
         reserved=_reserved(reader, document, known, roles),
         source_required=reader.flag(source, "required", "source"),
@@ -197,23 +219,44 @@ def key_names(data: bytes, *, what: str = "policy") -> tuple[str, ...]:
 # --- tables -----------------------------------------------------------------------------------------------------------
 
 
-def _keys(reader: Reader, value: object) -> dict[str, PublicKey | None]:
-    """Return name → key; a key that could not be read is there as ``None``, so that it is reported once."""
+def _keys(reader: Reader, value: object, lookup: Lookup | None) -> dict[str, PublicKey | None]:
+    """Return name → key; ``None`` is one that could not be read, so that it is reported once, or one withdrawn."""
     if not isinstance(value, dict) or not value:
-        reader.fault("keys", "expected at least one [keys.NAME] with a pem")
+        reader.fault("keys", "expected at least one [keys.NAME] with a pem or a target")
         return {}
     keys: dict[str, PublicKey | None] = {}
     for name, entry in value.items():
         keys[name] = None
-        if not isinstance(entry, dict) or not isinstance(entry.get("pem"), str):
-            reader.fault(f"keys.{name}", "expected pem, a string")
+        where = f"keys.{name}"
+        table = reader.table(entry, where, ("pem", "target"))
+        given = [key for key in ("pem", "target") if isinstance(table.get(key), str)]
+        if len(given) != 1 or len(table) != 1:
+            reader.fault(where, "expected pem or target, a string")
             continue
-        reader.table(entry, f"keys.{name}", ("pem",))
         try:
-            keys[name] = PublicKey.from_pem(entry["pem"], what=f"keys.{name}.pem")
+            pem = table["pem"] if given == ["pem"] else _target(reader, table["target"], where, lookup)
+            keys[name] = None if pem is None else PublicKey.from_pem(pem, what=f"{where}.{given[0]}")
         except NotVerifiable as error:
             reader.faults.append(error.message)
     return keys
+
+
+def _target(reader: Reader, text: str, where: str, lookup: Lookup | None) -> str | bytes | None:
+    """Return the PEM of a key that the policy names as a target; nothing where it was withdrawn, or is a fault."""
+    from intaglio.trust.target import Name
+
+    try:
+        name = Name.parse(text)
+    except UsageError as error:
+        reader.fault(f"{where}.target", error.message)
+        return None
+    if name.kind != "key":
+        reader.fault(f"{where}.target", f"expected a key's name such as keys/org/name@1, found {text}")
+        return None
+    if lookup is None:
+        reader.fault(f"{where}.target", f"{text} is a target of the trusted source, and there is none here")
+        return None
+    return lookup(name)
 
 
 def _roles(reader: Reader, value: object, keys: Mapping[str, PublicKey | None]) -> dict[str, tuple[PublicKey, ...]]:
@@ -239,7 +282,13 @@ def _named_keys(
     return tuple(dict.fromkeys(key for name in names if (key := keys.get(name)) is not None))
 
 
-def _attestations(reader: Reader, document: Table, roles: Mapping[str, tuple[PublicKey, ...]]) -> dict[str, str]:
+def _named(document: Table, role: str) -> bool:
+    """Return whether the policy names a key for ``role``, though it may have been withdrawn since."""
+    roles = document.get("roles")
+    return bool(isinstance(roles, dict) and roles.get(role))
+
+
+def _attestations(reader: Reader, document: Table) -> dict[str, str]:
     table = reader.table(document.get("attestations"), "attestations")
     _not_empty(reader, document, "attestations", 'a predicate type, as in "https://…" = "evaluator"')
     for predicate_type, role in table.items():
@@ -248,12 +297,12 @@ def _attestations(reader: Reader, document: Table, roles: Mapping[str, tuple[Pub
             reader.fault(where, "expected the URI of a predicate type")
         if role not in ROLES:
             reader.fault(where, f"expected a role, found {show(role)}{nearest(str(role), ROLES)}")
-        elif not roles[role] and role not in MANDATORY_ROLES:
+        elif not _named(document, role) and role not in MANDATORY_ROLES:
             reader.fault(where, f"roles.{role} names no key")
     return dict(table)
 
 
-def _thresholds(reader: Reader, document: Table, roles: Mapping[str, tuple[PublicKey, ...]]) -> dict[str, Bounds]:
+def _thresholds(reader: Reader, document: Table) -> dict[str, Bounds]:
     thresholds = {}
     _not_empty(reader, document, "evaluation", "a metric with its minimum or maximum")
     for metric, value in reader.table(document.get("evaluation"), "evaluation").items():
@@ -265,7 +314,7 @@ def _thresholds(reader: Reader, document: Table, roles: Mapping[str, tuple[Publi
         if bounds.minimum is not None and bounds.maximum is not None and bounds.minimum > bounds.maximum:
             reader.fault(where, f"nothing is {bounds}")
         thresholds[metric] = bounds
-    if thresholds and not roles["evaluator"]:
+    if thresholds and not _named(document, "evaluator"):
         reader.fault("evaluation", "roles.evaluator names no key")
     return thresholds
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from intaglio.errors import NotVerifiable, PolicyRefusal, UsageError
-from intaglio.policy.document import Policy, parse
+from intaglio.policy.document import Lookup, Policy, parse
 from intaglio.trust.target import Name
 from intaglio.trust.tuf import TrustedSource
 
@@ -75,7 +75,16 @@ def load(text: str, source: TrustedSource) -> Policy:
                 hint="name one, as in policies/org/name@1.0.0",
             )
         name = versions[0]
-    return parse(source.file(name), what=f"policy {name}")
+    return parse(source.file(name), what=f"policy {name}", lookup=keys_of(source))
+
+
+def keys_of(source: TrustedSource) -> Lookup:
+    """Return what finds the keys that a policy names as targets of ``source``: one that was yanked counts no more."""
+
+    def lookup(name: Name) -> bytes | None:
+        return None if source.target(name.path).status == "yanked" else source.file(name)
+
+    return lookup
 
 
 def _name(text: str) -> Name:
