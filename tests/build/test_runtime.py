@@ -212,6 +212,18 @@ def test_the_same_image_from_another_folder_and_another_recipe(built: Built, tmp
     assert answer["runtime"]["tag"] == "x:1-llama.cpp"
 
 
+def test_what_this_machine_compiled_before_is_not_in_it(built: Built, tmp_path: Path) -> None:
+    shop = make_shop(tmp_path / "used")
+    compiled = list((shop.home / "store" / "environments" / "wheels").rglob("*.pyc"))
+    for path in compiled:
+        data = path.read_bytes()
+        path.parent.chmod(0o755)
+        path.unlink()  # it is shared with other workshops
+        path.write_bytes(data + b"this machine's")
+    assert compiled
+    assert shop.built(XDG_CACHE_HOME=CACHE)["runtime"]["image"] == str(built.runtime)
+
+
 def test_a_second_build_makes_nothing(built: Built) -> None:
     before = {path.name for path in (built.shop.home / "store" / "blobs" / "sha256").iterdir()}
     answer = built.shop.built("--offline")

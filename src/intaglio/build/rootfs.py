@@ -23,7 +23,7 @@ from intaglio.build.sandbox import Limits, Mount, SandboxSpec
 from intaglio.content.layer import Entry, from_folder
 from intaglio.content.layout import Store
 from intaglio.content.tree import File, Tree
-from intaglio.digest import Digest, hash_stream
+from intaglio.digest import Digest
 from intaglio.errors import CorruptContent, LockError, MachineError, SourceUnreachable
 from intaglio.progress import Progress
 
@@ -37,7 +37,6 @@ USER = 65532
 _MIRRORS = ("https://deb.debian.org/debian",)
 _SNAPSHOTS = "https://snapshot.debian.org/archive/debian/{}"
 _PYTHON = "usr/bin/python3.11"
-_LIBRARIES = {"libc": "usr/lib/x86_64-linux-gnu/libc.so.6", "libm": "usr/lib/x86_64-linux-gnu/libm.so.6"}
 _MODULES = "usr/lib/python3.11"
 _PROGRAM = Path(__file__).with_name("compile_modules.py")
 _LIMITS = Limits(memory=2 << 30, processes=64, time=600.0, disk=1 << 30)
@@ -260,12 +259,9 @@ def _mounts(root: Path) -> tuple[Mount, ...]:
 
 
 def interpreter(root: Path) -> Interpreter:
-    """Return the Python of the unpacked root file system, for environments that go into an image."""
-    host = {}
-    for name, path in {"python": _PYTHON, **_LIBRARIES}.items():
-        with open((root / path).resolve(), "rb") as stream:
-            host[name] = hash_stream(stream)[0].value
-    return Interpreter((3, 11), f"/{_PYTHON}", _mounts(root), {}, host)
+    """Return the Python of the root file system that :func:`realise` made, for environments that go into an image."""
+    # The folder's name says all that is in it. No interpreter of a machine has it, be it the very same Debian's.
+    return Interpreter((3, 11), f"/{_PYTHON}", _mounts(root), {}, {"rootfs": root.name})
 
 
 def entries(root: Path) -> Iterator[Entry]:
