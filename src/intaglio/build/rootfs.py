@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-from intaglio.build import debian, sandbox
+from intaglio.build import debian, downloads, sandbox
 from intaglio.build.interpreter import Interpreter
 from intaglio.build.sandbox import Limits, Mount, SandboxSpec
 from intaglio.content.layer import Entry, from_folder
@@ -136,12 +136,12 @@ def fetch(rootfs: Rootfs, store: Store, *, offline: bool, progress: Progress) ->
         SourceUnreachable: no mirror has a package, or it would have to be fetched and ``offline`` forbids it.
         CorruptContent: what a mirror gives does not have the digest in the lock.
     """
-    missing = [one for one in rootfs.packages if not store.has(one.digest, one.size)]
-    kept = _cache()
-    for package in list(missing):
-        if (kept / package.digest.hex).is_file():
-            store.adopt(kept / package.digest.hex, expected=package.digest, move=False)
-            missing.remove(package)
+    kept = downloads.folder("debs")
+    missing = [
+        one
+        for one in rootfs.packages
+        if not store.has(one.digest, one.size) and not downloads.take(kept / one.digest.hex, one.digest, store)
+    ]
     if missing and offline:
         raise SourceUnreachable(
             f"{rootfs.name}: {len(missing)} packages are not in the store, and no network may be used",
@@ -168,16 +168,9 @@ def _fetch(package: Package, rootfs: Rootfs, store: Store, kept: Path, progress:
             partial.unlink(missing_ok=True)
             faults.append(error)
             continue
-        kept.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(store.path(package.digest), kept / f".{package.digest.hex}")
-        (kept / f".{package.digest.hex}").replace(kept / package.digest.hex)
+        downloads.keep(kept / package.digest.hex, package.digest, store)
         return
     raise next((one for one in faults if isinstance(one, CorruptContent)), faults[0])
-
-
-def _cache() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or ""
-    return (Path(base) if Path(base).is_absolute() else Path.home() / ".cache") / "intaglio" / "debs"
 
 
 # --- unpacking --------------------------------------------------------------------------------------------------------
