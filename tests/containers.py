@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -96,6 +96,43 @@ def running(kind: str) -> Iterator[Engine]:
         _remove(folder)
 
 
+@contextlib.contextmanager
+def containerd() -> Iterator[Callable[..., str]]:
+    """Run Docker's containerd alone; yield what asks it with ``ctr``."""
+    if os.geteuid() != 0:
+        programs.missing("containerd: its tests need root")
+    try:
+        root = unpacked("docker")
+    except programs.NotHere as error:
+        programs.missing(f"containerd: {error}")
+    folder = Path(tempfile.mkdtemp(prefix="intaglio-containerd-", dir="/var/tmp"))
+    place = folder / "c.sock"
+    environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LD_LIBRARY_PATH": str(root / "usr/lib/x86_64-linux-gnu")}
+
+    def ask(*words: str) -> str:
+        command = [str(root / "usr/bin/ctr"), "--address", str(place), *words]
+        return subprocess.run(command, env=environment, check=True, capture_output=True, text=True, timeout=120).stdout
+
+    command = [str(root / "usr/bin/containerd"), "--root", str(folder / "root"), "--state", str(folder / "state")]
+    try:
+        with (
+            open(folder / "log", "wb") as log,
+            subprocess.Popen(
+                [*command, "--address", str(place)], env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL
+            ) as process,
+        ):
+            try:
+                for _ in range(600):
+                    if place.is_socket() or process.poll() is not None:
+                        break
+                    time.sleep(0.05)
+                yield ask
+            finally:
+                process.terminate()
+    finally:
+        _remove(folder)
+
+
 def _podman(root: Path, folder: Path, environment: dict[str, str]) -> list[str]:
     (folder / "containers.conf").write_text(f"""
 [containers]
@@ -153,4 +190,4 @@ def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
         yield found
 
 
-__all__ = ["KINDS", "engine", "running"]
+__all__ = ["KINDS", "containerd", "engine", "running"]

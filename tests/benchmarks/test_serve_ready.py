@@ -35,6 +35,7 @@ def test_a_server_that_ends_is_explained_by_its_error(tmp_path: Path) -> None:
         name="toy",
         summary="Ends.",
         toolchain="none",
+        rootfs="none",
         lib=(),
         limits=Limits(),
         interfaces=False,

@@ -8,6 +8,7 @@ import signal
 import socket
 import threading
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -16,10 +17,12 @@ import pytest
 
 from intaglio.build import containers, relay
 from intaglio.build.containers import Ended, Order
+from intaglio.build.engines import Engine
 from intaglio.digest import Digest
 from intaglio.errors import (
     CorruptContent,
     Error,
+    InternalError,
     MachineError,
     NotVerifiable,
     PolicyRefusal,
@@ -109,16 +112,77 @@ def serve(host: Host, order: Order, ready: Any = lambda url, container: None) ->
 # --- the image -------------------------------------------------------------------------------------------------------
 
 
-def test_an_image_is_loaded_once() -> None:
-    host = Host(reads=IMAGE)
-    containers.install(host, IMAGE, iter([b"archive"]))
-    containers.install(host, IMAGE, iter([b"archive"]))
+IDS = (IMAGE, Digest.of(b"manifest"))
+
+
+@pytest.mark.parametrize("known", IDS)
+def test_an_image_is_loaded_once_and_started_by_the_id_that_the_engine_has(known: Digest) -> None:
+    host = Host(reads=known)
+    assert containers.install(host, IDS, iter([b"archive"])) == known
+    assert containers.install(host, IDS, iter([b"archive"])) == known
     assert host.calls == ["load"]
 
 
 def test_an_engine_that_read_another_image_is_refused() -> None:
     with pytest.raises(CorruptContent, match="has no image"):
-        containers.install(Host(reads=Digest.of(b"another")), IMAGE, iter([b"archive"]))
+        containers.install(Host(reads=Digest.of(b"another")), IDS, iter([b"archive"]))
+
+
+class Client:
+    """The SDK's client of an engine that keeps images by config, as Docker and podman do, or by manifest, as over
+    containerd; it finds one by its id or any name, and answers with its id.
+    """
+
+    def __init__(self, by: Digest) -> None:
+        self.by = by
+        self.images: dict[str, Digest] = {}
+        self.made: list[str] = []
+
+    def inspect_image(self, name: str) -> dict[str, str]:
+        import docker
+
+        if name not in self.images:
+            raise docker.errors.ImageNotFound(name)
+        return {"Id": str(self.images[name])}
+
+    def load_image(self, archive: Iterable[bytes]) -> Iterable[dict[str, str]]:
+        assert b"".join(archive)
+        self.images |= {str(self.by): self.by, "localhost/intaglio/runtime:1": self.by}
+        return ()
+
+    def create_container(self, image: str, **_: object) -> dict[str, str]:
+        self.made.append(image)
+        return {"Id": "c1"}
+
+    def create_host_config(self, **_: object) -> None:
+        pass
+
+    def start(self, container: str) -> None:
+        pass
+
+
+def docker_host(client: Client) -> containers.DockerHost:
+    pytest.importorskip("docker")
+    host = object.__new__(containers.DockerHost)
+    host.engine, host._client, host._can = Engine("docker", "29", Path("/run/docker.sock")), client, {}
+    return host
+
+
+@pytest.mark.parametrize("by", IDS)
+def test_docker_keeps_images_by_config_or_by_manifest(order: Order, by: Digest) -> None:
+    client = Client(by)
+    host = docker_host(client)
+    found = containers.install(host, IDS, iter([b"archive"]))
+    assert found == by
+    host.start(replace(order, image=found))
+    assert client.made == [str(by)]
+
+
+def test_a_foreign_image_under_our_tag_or_id_is_refused() -> None:
+    client = Client(Digest.of(b"foreign"))
+    client.images |= {str(one): client.by for one in IDS}
+    with pytest.raises(CorruptContent, match="has no image"):
+        containers.install(docker_host(client), IDS, iter([b"archive"]))
 
 
 # --- from start to end -----------------------------------------------------------------------------------------------
@@ -145,6 +209,7 @@ REFUSALS = [
     (24, Stale),
     (25, NotVerifiable),
     (50, MachineError),
+    (70, InternalError),
 ]
 
 

@@ -156,6 +156,28 @@ def test_another_host_gets_an_environment_of_its_own(tmp_path, store, python):
     assert environment.folder_of(tool, store, other) != environment.folder_of(tool, store, python)
 
 
+def test_what_another_interpreter_compiled_is_in_no_environment(tmp_path, store, python):
+    """The other one is this one, but for a mark on all bytecode that it makes."""
+    (tmp_path / "marking").mkdir()
+    program = tmp_path / "marking" / "python"
+    program.write_text(
+        f'#!/bin/sh\n{python.executable_inside} "$@" || exit\n'
+        "find /out -name '*.pyc' | while read -r path; do chmod u+w $path; printf marked >> $path; done\n"
+    )
+    program.chmod(0o555)
+    mounts = (*python.mounts, Mount(program.parent, "/opt/marking"))
+    host = {**python.host, "python": "sha256:" + "0" * 64}
+    other = Interpreter(python.version, "/opt/marking/python", mounts, python.environment, host)
+    wheel = tiny(tmp_path)
+    elsewhere = Store.open(tmp_path / "elsewhere" / "store")
+    alone = contents(environment.realise(tools(tmp_path, elsewhere, wheel), elsewhere, python))
+
+    tool = tools(tmp_path, store, wheel)
+    marked = contents(environment.realise(tool, store, other))
+    assert any(isinstance(data, bytes) and data.endswith(b"marked") for data in marked.values())
+    assert contents(environment.realise(tool, store, python)) == alone
+
+
 def test_two_at_once_unpack_once(tmp_path, store, python, monkeypatch):
     tool = tools(tmp_path, store, tiny(tmp_path))
     runs = []

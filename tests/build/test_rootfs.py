@@ -14,6 +14,7 @@ from tests.build.test_debian import member, package
 
 from intaglio.build import rootfs
 from intaglio.content.layout import Store
+from intaglio.digest import Digest
 from intaglio.errors import CorruptContent, LockError, SourceUnreachable
 from intaglio.progress import Silent
 
@@ -104,6 +105,47 @@ def test_packages_come_from_a_mirror_and_stay_in_the_users_cache(mirror: Path, t
     (mirror / found.packages[0].path).unlink()
     rootfs.fetch(found, second, offline=True, progress=Silent())
     assert second.has_tree(found.tree().digest)
+
+
+def test_a_damaged_package_in_the_users_cache_is_fetched_anew(mirror: Path, tmp_path: Path) -> None:
+    found = serve(mirror, tmp_path)
+    rootfs.fetch(found, Store.open(tmp_path / "one"), offline=False, progress=Silent())
+    (kept,) = (tmp_path / "cache" / "intaglio" / "debs").iterdir()
+    whole = kept.read_bytes()
+    kept.write_bytes(whole[:-1])
+    store = Store.open(tmp_path / "two")
+    rootfs.fetch(found, store, offline=False, progress=Silent())
+    assert store.has_tree(found.tree().digest)
+    assert kept.read_bytes() == whole
+
+
+def test_a_damaged_package_in_the_users_cache_is_none_without_a_network(mirror: Path, tmp_path: Path) -> None:
+    found = serve(mirror, tmp_path)
+    kept = tmp_path / "cache" / "intaglio" / "debs" / found.packages[0].digest.hex
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes(b"damaged")
+    with pytest.raises(SourceUnreachable):
+        rootfs.fetch(found, Store.open(tmp_path / "store"), offline=True, progress=Silent())
+    assert not kept.exists()
+
+
+def test_what_another_process_is_writing_into_the_cache_is_left_to_it(mirror: Path, tmp_path: Path) -> None:
+    found = serve(mirror, tmp_path)
+    digest = found.packages[0].digest
+    half = tmp_path / "cache" / "intaglio" / "debs" / f".{digest.hex}"
+    half.parent.mkdir(parents=True)
+    half.write_bytes(b"half")
+    rootfs.fetch(found, Store.open(tmp_path / "store"), offline=False, progress=Silent())
+    assert half.read_bytes() == b"half"
+    assert Digest.of(half.with_name(digest.hex).read_bytes()) == digest
+
+
+def test_a_cache_that_cannot_be_written_stops_nothing(mirror: Path, tmp_path: Path) -> None:
+    found = serve(mirror, tmp_path)
+    (tmp_path / "cache").write_text("no folder")
+    store = Store.open(tmp_path / "store")
+    rootfs.fetch(found, store, offline=False, progress=Silent())
+    assert store.has_tree(found.tree().digest)
 
 
 def test_what_mirrors_have_dropped_comes_from_the_archive_of_snapshots(mirror: Path, tmp_path: Path) -> None:

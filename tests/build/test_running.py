@@ -63,10 +63,18 @@ def test_the_runtime_image_beside_a_model(shelf: Shelf) -> None:
 
 def test_of_several_one_has_to_be_named(shelf: Shelf) -> None:
     shelf.runtime("llama.cpp")
-    vllm = shelf.runtime("vllm")
-    with pytest.raises(UsageError, match=r"runtime images for llama\.cpp, vllm"):
+    another = shelf.runtime("another")
+    with pytest.raises(UsageError, match=r"runtime images for another, llama\.cpp"):
         running.choose(shelf.store, NAME)
-    assert running.choose(shelf.store, NAME, runtime="vllm").runtime == vllm
+    assert running.choose(shelf.store, NAME, runtime="another").runtime == another
+
+
+def test_a_server_that_cannot_serve_the_model_is_refused(shelf: Shelf) -> None:
+    shelf.runtime("vllm")
+    for words in (NAME, f"{NAME}-vllm"):
+        with pytest.raises(UsageError, match="vllm does not serve gguf") as caught:
+            running.choose(shelf.store, words)
+        assert "llama-cpp" in str(caught.value.hint)
 
 
 def test_none_beside_it(shelf: Shelf) -> None:

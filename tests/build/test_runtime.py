@@ -29,7 +29,7 @@ from intaglio.content.layout import Store
 from intaglio.content.runtime_image import RuntimeImage
 from intaglio.content.staging import Staging
 from intaglio.digest import Digest
-from intaglio.errors import ExitCode
+from intaglio.errors import ExitCode, LockError
 from intaglio.policy import document
 from intaglio.progress import Silent
 from intaglio.verify import verify_image
@@ -59,6 +59,7 @@ Server(request["socket"], Handler).serve_forever()
 DESCRIPTION = """server = "llama-cpp"
 summary = "A toy."
 toolchain = "tiny"
+rootfs = "debian-cpu"
 formats = ["gguf"]
 memory = "256MiB"
 processes = 64
@@ -212,6 +213,18 @@ def test_the_same_image_from_another_folder_and_another_recipe(built: Built, tmp
     assert answer["runtime"]["tag"] == "x:1-llama.cpp"
 
 
+def test_what_this_machine_compiled_before_is_not_in_it(built: Built, tmp_path: Path) -> None:
+    shop = make_shop(tmp_path / "used")
+    compiled = list((shop.home / "store" / "environments" / "wheels").rglob("*.pyc"))
+    for path in compiled:
+        data = path.read_bytes()
+        path.parent.chmod(0o755)
+        path.unlink()  # it is shared with other workshops
+        path.write_bytes(data + b"this machine's")
+    assert compiled
+    assert shop.built(XDG_CACHE_HOME=CACHE)["runtime"]["image"] == str(built.runtime)
+
+
 def test_a_second_build_makes_nothing(built: Built) -> None:
     before = {path.name for path in (built.shop.home / "store" / "blobs" / "sha256").iterdir()}
     answer = built.shop.built("--offline")
@@ -351,6 +364,17 @@ def test_an_embedded_model(built: Built, run_folder: Path, tmp_path: Path) -> No
     with running(box(tmp_path, run_folder, config, mounts=False), run_folder) as (said, answer):
         assert said["image"] == answers[0]["image"]
         assert answer["data"] == [{"id": "tests/shop:1.0.0"}]
+
+
+def test_the_server_says_what_its_root_file_system_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shop = make_shop(tmp_path / "shop")
+    description = shop.builder / "servers" / "llama-cpp.toml"
+    description.write_text(DESCRIPTION.replace("debian-cpu", "another"))
+    monkeypatch.setenv("INTAGLIO_DATA", str(shop.data))
+    with pytest.raises(LockError, match=r"another/rootfs\.toml"):
+        runtime.parts("llama.cpp")
+    (shop.builder / "rootfs" / "debian-cpu").rename(shop.builder / "rootfs" / "another")
+    assert "another" in runtime.parts("llama.cpp").toolchains()
 
 
 def test_names_are_those_of_the_recipe_language() -> None:

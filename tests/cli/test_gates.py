@@ -12,10 +12,10 @@ from intaglio.digest import Digest
 from intaglio.errors import ExitCode, Untrusted
 from intaglio.strictjson import Object
 from intaglio.trust import keyring
-from intaglio.trust.cosign import Link
+from intaglio.trust.cosign import Link, bundle_referrer
 from intaglio.trust.key import PrivateKey
-from intaglio.trust.signature import BUNDLE_TYPE
-from intaglio.trust.statement import TEST_RESULT, open_statement
+from intaglio.trust.signature import BUNDLE_TYPE, sign_bundle
+from intaglio.trust.statement import TEST_RESULT, Statement, Subject, open_statement
 
 COPY = 'write(read("source"))\n'
 MEASURE = """\
@@ -258,6 +258,21 @@ def test_what_cannot_be_compared(gated: Workshop) -> None:
     (gated.home / "policy.toml").write_text(text.replace('evaluator = ["evaluator"]\n', ""))
     done = gated.run("eval", "compare", NAME, NAME, "--json").failed(ExitCode.NOT_VERIFIABLE)
     assert "names no evaluator" in json.loads(done.out)["error"]["message"]
+
+
+@pytest.mark.parametrize("form", [(), ("--json",)])
+def test_results_without_metrics_cannot_be_compared(shop: Workshop, form: tuple[str, ...]) -> None:
+    shop.step("make", COPY)
+    shop.write('[steps.make]\nuses = "./make"\ninputs = { source = "data" }\n', source="make")
+    shop.lock()
+    shop.built()
+    image = shop.store.tags()[NAME]
+    said = Statement((Subject(image.digest),), TEST_RESULT, {"result": "PASSED", "configuration": []})
+    bundle = sign_bundle(said.payload(), keyring.load_private(shop.home, "evaluator"))
+    referrer = bundle_referrer(image, bundle, TEST_RESULT)
+    shop.store.put_referrer(referrer.manifest, referrer.blobs)
+    done = shop.run("eval", "compare", NAME, NAME, *form).failed(ExitCode.NOT_VERIFIABLE)
+    assert f"{image.digest}: its evaluators attest to tests that passed, but to no metric" in done.err
 
 
 def test_a_metric_with_two_values_has_none(gated: Workshop) -> None:

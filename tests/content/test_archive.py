@@ -29,17 +29,29 @@ def image(store: Store) -> RuntimeImage:
     return runnable.image(store, "print(1)\n" * 300_000, python=False)
 
 
-def test_it_holds_config_layers_and_a_manifest_that_names_them(store: Store, image: RuntimeImage) -> None:
-    data = b"".join(archive.stream(image, store, NAME))
+def read(data: bytes) -> dict[str, bytes]:
     with tarfile.open(fileobj=io.BytesIO(data)) as found:
-        members = {member.name: found.extractfile(member).read() for member in found}  # type: ignore[union-attr]
-    manifest = json.loads(members.pop("manifest.json"))
-    config, layer = f"{image.config.digest.hex}.json", f"{image.files[0].digest.hex}/layer.tar"
-    assert manifest == [{"Config": config, "RepoTags": [NAME], "Layers": [layer]}]
-    assert {name: Digest.of(content) for name, content in members.items()} == {
-        config: image.config.digest,
-        layer: image.files[0].digest,
-    }
+        return {member.name: found.extractfile(member).read() for member in found}  # type: ignore[union-attr]
+
+
+def test_it_holds_config_layers_and_a_manifest_that_names_them(store: Store, image: RuntimeImage) -> None:
+    members = read(b"".join(archive.stream(image, store, NAME)))
+    config, layer = (f"blobs/sha256/{digest.hex}" for digest in (image.config.digest, image.files[0].digest))
+    assert json.loads(members["manifest.json"]) == [{"Config": config, "RepoTags": [NAME], "Layers": [layer]}]
+    blobs = {name: data for name, data in members.items() if name.startswith("blobs/")}
+    assert set(blobs) == {config, layer, f"blobs/sha256/{archive.ids(image)[1].hex}"}
+    assert all(Digest.of(data).hex == name.rpartition("/")[2] for name, data in blobs.items())
+
+
+def test_it_is_an_oci_layout_with_the_manifest_that_is_its_other_id(store: Store, image: RuntimeImage) -> None:
+    members = read(b"".join(archive.stream(image, store, NAME)))
+    assert json.loads(members["oci-layout"]) == {"imageLayoutVersion": "1.0.0"}
+    (described,) = json.loads(members["index.json"])["manifests"]
+    assert described["digest"] == str(archive.ids(image)[1])
+    assert set(described["annotations"].values()) == {NAME}
+    manifest = members[f"blobs/sha256/{archive.ids(image)[1].hex}"]
+    assert RuntimeImage.parse(manifest, "archived") == image
+    assert store.read(archive.ids(image)[1], what="the manifest that was verified") == manifest
 
 
 def test_it_is_the_same_bytes_twice(store: Store, image: RuntimeImage) -> None:

@@ -102,7 +102,7 @@ def image(store: Store) -> RuntimeImage:
 def host(engine: Engine, store: Store, image: RuntimeImage) -> DockerHost:
     """The engine, with the image."""
     found = DockerHost(engine)
-    containers.install(found, image.config.digest, archive.stream(image, store, "localhost/intaglio/test:1"))
+    containers.install(found, archive.ids(image), archive.stream(image, store, "localhost/intaglio/test:1"))
     return found
 
 
@@ -173,7 +173,7 @@ def test_the_engine_knows_the_image_by_the_digest_that_was_verified(host: Docker
 
 
 def test_an_image_that_is_there_is_not_sent_again(host: DockerHost, image: RuntimeImage) -> None:
-    containers.install(host, image.config.digest, _never())
+    assert containers.install(host, archive.ids(image), _never()) == image.config.digest
 
 
 def _never() -> Iterator[bytes]:
@@ -184,7 +184,7 @@ def _never() -> Iterator[bytes]:
 def test_what_was_loaded_under_another_id_is_refused(host: DockerHost, store: Store) -> None:
     other = runnable.image(store, "print(1)\n", python=False)
     with pytest.raises(CorruptContent, match="has no image"):
-        containers.install(host, Digest.of(b"promised"), archive.stream(other, store, "localhost/intaglio/other:1"))
+        containers.install(host, [Digest.of(b"promised")], archive.stream(other, store, "localhost/intaglio/other:1"))
 
 
 def test_a_damaged_layer_does_not_reach_the_engine(host: DockerHost, store: Store) -> None:
@@ -195,12 +195,24 @@ def test_a_damaged_layer_does_not_reach_the_engine(host: DockerHost, store: Stor
     place.write_bytes(data.replace(b"print(2)", b"print(3)"))
     try:
         with pytest.raises(CorruptContent, match="found other bytes"):
-            containers.install(host, other.config.digest, archive.stream(other, store, "localhost/intaglio/damaged:1"))
+            containers.install(host, archive.ids(other), archive.stream(other, store, "localhost/intaglio/damaged:1"))
     finally:
         place.unlink()
     assert not host.has(other.config.digest)
     with pytest.raises(NotVerifiable, match="is not in the store"):
-        containers.install(host, other.config.digest, archive.stream(other, store, "localhost/intaglio/damaged:1"))
+        containers.install(host, archive.ids(other), archive.stream(other, store, "localhost/intaglio/damaged:1"))
+
+
+def test_containerd_knows_it_by_the_digest_of_its_manifest(store: Store, tmp_path: Path) -> None:
+    """Docker's containerd image store takes an archive as containerd does, and its ids are containerd's digests."""
+    found = runnable.image(store, "print(4)\n", python=False)
+    name = "localhost/intaglio/containerd:1"
+    (tmp_path / "image.tar").write_bytes(b"".join(archive.stream(found, store, name)))
+    with programs.containerd() as ask:
+        ask("images", "import", "--no-unpack", str(tmp_path / "image.tar"))
+        listed = ask("images", "ls")
+    assert name in listed
+    assert str(archive.ids(found)[1]) in listed
 
 
 # --- the container ---------------------------------------------------------------------------------------------------

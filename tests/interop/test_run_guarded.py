@@ -241,7 +241,7 @@ def host(engine: Engine, built: Built) -> DockerHost:
     found = DockerHost(engine)
     image = built.runtime
     blobs = built.shop.store
-    containers.install(found, image.config.digest, archive.stream(image, blobs, "localhost/intaglio/guarded:1"))
+    containers.install(found, archive.ids(image), archive.stream(image, blobs, "localhost/intaglio/guarded:1"))
     return found
 
 

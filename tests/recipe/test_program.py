@@ -178,12 +178,13 @@ def test_unknown_programs(shop, name):
 def test_a_server_program(shop):
     (shop / "servers").mkdir()
     (shop / "servers" / "echo.toml").write_text(
-        'server = "echo"\nsummary = "Say it again."\ntoolchain = "convert"\nformats = ["gguf"]\n'
+        'server = "echo"\nsummary = "Say it again."\ntoolchain = "convert"\nrootfs = "small"\nformats = ["gguf"]\n'
         'lib = ["events"]\nmemory = "4GiB"\n'
     )
     (shop / "servers" / "echo.py").write_text("print('echo')\n")
     found = program.load_server("echo", shop)
-    assert (found.name, found.formats, found.limits.memory) == ("echo", ("gguf",), 4 << 30)
+    assert (found.name, found.rootfs, found.formats) == ("echo", "small", ("gguf",))
+    assert found.limits.memory == 4 << 30
     assert sorted(found.files) == ["lib/events.py", "server.py", "server.toml"]
     with pytest.raises(program.UnknownProgram):
         program.load_server("ecoh", shop)

@@ -46,7 +46,8 @@ def metrics(source: EvidenceSource, image: Digest, policy: Policy) -> dict[str, 
     """Return what the policy's evaluators attest to have measured about ``image``.
 
     Raises:
-        VerificationError: there is no such image or attestation, it does not verify, or two of them disagree.
+        VerificationError: there is no such image or attestation, it does not verify, it states no metric, or two of
+            them disagree.
     """
     if not policy.roles.get("evaluator"):
         raise NotVerifiable(
@@ -55,6 +56,11 @@ def metrics(source: EvidenceSource, image: Digest, policy: Policy) -> dict[str, 
         )
     source.read(image, what=f"image {image.short}")
     found = measured(Evidence(image, NotVerifiable("not read"), referrers=_referrers(source, image)), policy)
+    if not found:
+        raise NotVerifiable(
+            f"{image}: its evaluators attest to tests that passed, but to no metric: there is nothing to compare",
+            hint="images whose recipe measures them have metrics: docs/evaluation.md",
+        )
     for name, values in sorted(found.items()):
         if len(set(values)) > 1:
             raise PolicyRefusal(f"{image}: {name}: two evaluations disagree: {', '.join(f'{one:g}' for one in values)}")

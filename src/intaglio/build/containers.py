@@ -1,7 +1,7 @@
 """Containers: one server in a runtime image, shut off from everything but its socket.
 
-- The image is known to the engine by its id, the digest of the config that was verified; what was loaded under
-  another id is never started.
+- The image is known to the engine by its id, the digest of the config that was verified, or of a manifest over it where
+  containerd keeps the images; what was loaded under another id is never started, whatever it is tagged.
 - No network; a read-only root; no capabilities, no new privileges; the image's own user; model and passport
   read-only. The one way in is a Unix socket in a folder that only this user can enter, behind a relay on loopback.
 - When :func:`serve` returns, the container is gone. What a killed process left behind, the next one removes.
@@ -20,7 +20,7 @@ import os
 import secrets
 import signal
 import socket
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -31,6 +31,7 @@ from intaglio.digest import Digest
 from intaglio.errors import (
     CorruptContent,
     Error,
+    InternalError,
     MachineError,
     NotVerifiable,
     PolicyRefusal,
@@ -54,10 +55,9 @@ _TIMEOUT = 600
 _LINES = 200
 """Last lines of a container's log that are looked at."""
 _SDK_HINT = "pip install 'intaglio[run]'   (Python's docker package)"
-_REFUSALS: dict[int, type[Error]] = {
-    kind.exit_code: kind
-    for kind in (UsageError, CorruptContent, Untrusted, PolicyRefusal, Stale, NotVerifiable, MachineError)
-}
+_GUARDS = (UsageError, CorruptContent, Untrusted, PolicyRefusal, Stale, NotVerifiable, MachineError, InternalError)
+_REFUSALS: dict[int, type[Error]] = {kind.exit_code: kind for kind in _GUARDS}
+"""Statuses that the guard ends with, its own fault among them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ class Order:
     """One container, as it is wanted."""
 
     image: Digest
-    """The image's id: the digest of its config."""
+    """The image's id in the engine."""
     folders: Mapping[str, Path]
     """Path inside → folder on this side, read-only."""
     private: Path
@@ -111,18 +111,22 @@ class Host(Protocol):
         """Remove it, whatever its state; nothing where it is gone."""
 
 
-def install(host: Host, image: Digest, archive: Iterable[bytes]) -> None:
-    """Let the engine have the image of the id ``image``; ``archive`` is read only where it has not.
+def install(host: Host, ids: Sequence[Digest], archive: Iterable[bytes]) -> Digest:
+    """Let the engine have the image that it knows by one of ``ids``, and return that one.
+
+    ``archive`` is read only where it does not have it.
 
     Raises:
         CorruptContent: what the engine has afterwards is another image.
         MachineError: the engine refuses.
     """
-    if host.has(image):
-        return
-    host.load(archive)
-    if not host.has(image):
-        raise CorruptContent(f"the engine has no image {image} after it was loaded: it has read it differently")
+    found = next(filter(host.has, ids), None)
+    if found is None:
+        host.load(archive)
+        found = next(filter(host.has, ids), None)
+    if found is None:
+        raise CorruptContent(f"the engine has no image {ids[0]} after it was loaded: it has read it differently")
+    return found
 
 
 def serve(

@@ -141,6 +141,7 @@ class Engine:
 
         Raises:
             StepFailed: a step failed, or reached a limit; its log says more.
+            RecipeError: what was made cannot be served by the runtime: there is no image.
             PolicyRefusal: a gate does not hold: there is no image, and ``tag`` means what it meant before.
             Error: as the parts that are used say.
         """
@@ -149,6 +150,7 @@ class Engine:
         self._check_files()
         self._store.put(EMPTY)  # what every manifest of ours names as its config
         self._steps()
+        self._check_runtime()
         evaluations = self._evaluations()
         assembled, result = self._assemble()
         referrers = self._sign(assembled, evaluations)
@@ -406,6 +408,15 @@ class Engine:
         return self._store.referrers(assembled.digest)
 
     # --- runtime image -------------------------------------------------------------------------------------------
+
+    def _check_runtime(self) -> None:
+        """Refuse a runnable image whose server cannot serve the model, before any image is made."""
+        asked = self._plan.recipe.image
+        if asked.runtime is not None:
+            from intaglio.build import servers, serving
+
+            tree = self._store.tree(self._state.outputs[asked.source])
+            servers.check(serving.form(self._store, tree.files), asked.runtime)
 
     def _runtime(self, assembled: StepResult, tag: str) -> RuntimeResult | None:
         """Make, sign and tag the runnable image, where the recipe asks for one."""

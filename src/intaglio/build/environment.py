@@ -2,7 +2,8 @@
 
 - An environment is a local cache and never content: the toolchain's tree and the host's digests name it.
 - It is made of unpacked wheels that are shared between toolchains (hard links to read-only files), so that two
-  toolchains with one torch unpack and compile it once.
+  toolchains with one torch unpack and compile it once. Interpreters share none: bytecode is its compiler's, and what
+  goes into a runtime image is compiled by the root file system's own Python.
 - Wheels are unpacked inside the sandbox, without network, by a program that imports nothing of them.
 - Both become visible by one rename, when whole: a crash leaves at most a folder that nobody reads.
 - It stands at ``/env`` in the sandbox and knows no other place: the same bytes wherever the store is.
@@ -28,7 +29,7 @@ from intaglio.digest import Digest
 from intaglio.errors import CorruptContent, MachineError, NotVerifiable
 from intaglio.progress import Progress, Silent, Task
 
-LAYOUT = 1
+LAYOUT = 2
 """Number of the form below: a change of it makes environments anew."""
 ROOT = "/env"
 """Where an environment stands inside the sandbox."""
@@ -39,9 +40,13 @@ _TAIL = 4000
 
 def folder_of(toolchain: Toolchain, store: Store, interpreter: Interpreter) -> Path:
     """Return where the environment stands, whether it does or not."""
+    return store.root / "environments" / f"{toolchain.tree().digest.hex}-{_identity(interpreter)}"
+
+
+def _identity(interpreter: Interpreter) -> str:
+    """Return what the names of everything end with that ``interpreter`` unpacks and compiles."""
     about: dict[str, strictjson.Json] = {"interpreter": interpreter.executable_inside, "host": interpreter.host}
-    suffix = Digest.of(strictjson.canonical({**about, "layout": LAYOUT})).hex[:12]
-    return store.root / "environments" / f"{toolchain.tree().digest.hex}-{suffix}"
+    return Digest.of(strictjson.canonical({**about, "layout": LAYOUT})).hex[:12]
 
 
 def realise(toolchain: Toolchain, store: Store, interpreter: Interpreter, *, progress: Progress | None = None) -> Path:
@@ -62,7 +67,7 @@ def realise(toolchain: Toolchain, store: Store, interpreter: Interpreter, *, pro
         if target.is_dir():
             return target
         target.parent.mkdir(exist_ok=True)
-        shelf = _Shelf(store.root / "environments" / "wheels", f"cp{toolchain.python[0]}{toolchain.python[1]}")
+        shelf = _Shelf(store.root / "environments" / "wheels", _identity(interpreter))
         wheels = toolchain.installed
         absent = [wheel for wheel in wheels if not shelf.path(wheel).is_dir()]
         if absent:
@@ -80,13 +85,13 @@ def discard(folder: Path) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Shelf:
-    """Where unpacked wheels stand: one folder each, named by the wheel and what its bytecode is for."""
+    """Where unpacked wheels stand: one folder each, named by the wheel and the interpreter that compiled it."""
 
     root: Path
-    tag: str
+    interpreter: str
 
     def path(self, wheel: Distribution) -> Path:
-        return self.root / f"{wheel.digest.hex}-{self.tag}-{LAYOUT}"
+        return self.root / f"{wheel.digest.hex}-{self.interpreter}"
 
 
 def _site(interpreter: Interpreter) -> str:

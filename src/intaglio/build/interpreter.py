@@ -46,7 +46,9 @@ class Interpreter:
     environment: Mapping[str, str]
     """What it needs in the environment to start."""
     host: Mapping[str, str]
-    """Digests of ``python``, ``libc``, ``libm`` and, where Python is shared, ``libpython``: the key's host digests."""
+    """What it is: digests of ``python``, ``libc``, ``libm`` and, where Python is shared, ``libpython``, the key's host
+    digests; or ``rootfs``, where it is a root file system's.
+    """
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,6 +79,7 @@ def make(recipe: Recipe, lock: Lock | None, store: Store, *, strict: bool, note:
     whoever writes a step need not record every change of it.
 
     Raises:
+        RecipeError: the runtime cannot serve what the recipe makes.
         LockError: an input, program or toolchain is not pinned, or (``strict``) pinned to something else.
         MachineError: no interpreter here fits a toolchain.
     """
@@ -107,11 +108,16 @@ def toolchains(recipe: Recipe) -> dict[str, Digest]:
 
 
 def _runtime(recipe: Recipe) -> dict[str, Digest]:
-    """Return what the runnable image is made of and a lock pins, by name."""
+    """Return what the runnable image is made of and a lock pins, by name.
+
+    Raises:
+        RecipeError: its server cannot serve what the recipe makes.
+    """
     if recipe.image.runtime is None:
         return {}
-    from intaglio.build import runtime
+    from intaglio.build import runtime, servers
 
+    servers.check_outputs(recipe.steps[recipe.image.source].program.outputs, recipe.image.runtime)
     return runtime.parts(recipe.image.runtime).toolchains()
 
 

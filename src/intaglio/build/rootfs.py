@@ -17,13 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-from intaglio.build import debian, sandbox
+from intaglio.build import debian, downloads, sandbox
 from intaglio.build.interpreter import Interpreter
 from intaglio.build.sandbox import Limits, Mount, SandboxSpec
 from intaglio.content.layer import Entry, from_folder
 from intaglio.content.layout import Store
 from intaglio.content.tree import File, Tree
-from intaglio.digest import Digest, hash_stream
+from intaglio.digest import Digest
 from intaglio.errors import CorruptContent, LockError, MachineError, SourceUnreachable
 from intaglio.progress import Progress
 
@@ -37,7 +37,6 @@ USER = 65532
 _MIRRORS = ("https://deb.debian.org/debian",)
 _SNAPSHOTS = "https://snapshot.debian.org/archive/debian/{}"
 _PYTHON = "usr/bin/python3.11"
-_LIBRARIES = {"libc": "usr/lib/x86_64-linux-gnu/libc.so.6", "libm": "usr/lib/x86_64-linux-gnu/libm.so.6"}
 _MODULES = "usr/lib/python3.11"
 _PROGRAM = Path(__file__).with_name("compile_modules.py")
 _LIMITS = Limits(memory=2 << 30, processes=64, time=600.0, disk=1 << 30)
@@ -137,12 +136,12 @@ def fetch(rootfs: Rootfs, store: Store, *, offline: bool, progress: Progress) ->
         SourceUnreachable: no mirror has a package, or it would have to be fetched and ``offline`` forbids it.
         CorruptContent: what a mirror gives does not have the digest in the lock.
     """
-    missing = [one for one in rootfs.packages if not store.has(one.digest, one.size)]
-    kept = _cache()
-    for package in list(missing):
-        if (kept / package.digest.hex).is_file():
-            store.adopt(kept / package.digest.hex, expected=package.digest, move=False)
-            missing.remove(package)
+    kept = downloads.folder("debs")
+    missing = [
+        one
+        for one in rootfs.packages
+        if not store.has(one.digest, one.size) and not downloads.take(kept / one.digest.hex, one.digest, store)
+    ]
     if missing and offline:
         raise SourceUnreachable(
             f"{rootfs.name}: {len(missing)} packages are not in the store, and no network may be used",
@@ -169,16 +168,9 @@ def _fetch(package: Package, rootfs: Rootfs, store: Store, kept: Path, progress:
             partial.unlink(missing_ok=True)
             faults.append(error)
             continue
-        kept.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(store.path(package.digest), kept / f".{package.digest.hex}")
-        (kept / f".{package.digest.hex}").replace(kept / package.digest.hex)
+        downloads.keep(kept / package.digest.hex, package.digest, store)
         return
     raise next((one for one in faults if isinstance(one, CorruptContent)), faults[0])
-
-
-def _cache() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or ""
-    return (Path(base) if Path(base).is_absolute() else Path.home() / ".cache") / "intaglio" / "debs"
 
 
 # --- unpacking --------------------------------------------------------------------------------------------------------
@@ -260,12 +252,9 @@ def _mounts(root: Path) -> tuple[Mount, ...]:
 
 
 def interpreter(root: Path) -> Interpreter:
-    """Return the Python of the unpacked root file system, for environments that go into an image."""
-    host = {}
-    for name, path in {"python": _PYTHON, **_LIBRARIES}.items():
-        with open((root / path).resolve(), "rb") as stream:
-            host[name] = hash_stream(stream)[0].value
-    return Interpreter((3, 11), f"/{_PYTHON}", _mounts(root), {}, host)
+    """Return the Python of the root file system that :func:`realise` made, for environments that go into an image."""
+    # The folder's name says all that is in it. No interpreter of a machine has it, be it the very same Debian's.
+    return Interpreter((3, 11), f"/{_PYTHON}", _mounts(root), {}, {"rootfs": root.name})
 
 
 def entries(root: Path) -> Iterator[Entry]:

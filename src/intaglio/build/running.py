@@ -7,12 +7,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 from intaglio import strictjson
+from intaglio.build import servers, serving
 from intaglio.build.containers import Order
 from intaglio.content.layout import Store
 from intaglio.content.modelpack import ModelImage
@@ -28,6 +30,7 @@ from intaglio.content.tree import Tree
 from intaglio.digest import Digest
 from intaglio.errors import CorruptContent, Error, UsageError
 from intaglio.recipe.limits import Limits
+from intaglio.recipe.program import UnknownProgram
 
 _BUILD = 'let the recipe say `[image] runtime = "llama.cpp"`, or name a runtime image with --image'
 
@@ -60,7 +63,7 @@ def choose(store: Store, reference: str, *, runtime: str | None = None, image: s
 
     Raises:
         NotVerifiable: there is no such image.
-        UsageError: there is no runtime image for it, or there are several.
+        UsageError: there is no runtime image for it, or there are several, or its server cannot serve the model.
         CorruptContent: an image is malformed.
     """
     found = store.resolve(reference)
@@ -94,7 +97,17 @@ def _pair(store: Store, runtime: Digest, model: Digest | None, name: str) -> Cho
         model = named
     if model is None:
         raise CorruptContent(f"{what}: expected the label {MODEL_LABEL} of an image that holds its model")
-    return Chosen(runtime, image, labels, model, name)
+    chosen = Chosen(runtime, image, labels, model, name)
+    if not chosen.embedded:
+        _require_served(store, labels.get(SERVER_LABEL, ""), model)
+    return chosen
+
+
+def _require_served(store: Store, server: str, model: Digest) -> None:
+    """Refuse a model that ``server`` does not serve; of a server that is not here nothing is known."""
+    files = ModelImage.parse(_manifest(store, model), f"image {model.short}").files
+    with contextlib.suppress(UnknownProgram):
+        servers.choose(serving.form(store, files), server)
 
 
 def _beside(store: Store, reference: str, model: Digest, runtime: str | None) -> Digest:

@@ -57,10 +57,9 @@ STEP = "runtime"
 """The name under which assembling a runtime image is reported."""
 ASSEMBLE_RUNTIME = "intaglio:assemble-runtime/v1"
 """The program of assembling one: built in, and named by its version alone."""
-ROOTFS = "debian-cpu"
 GUARD = "guard"
 """Name of the toolchain that the guard runs in."""
-LAYOUT = 1
+LAYOUT = 2
 """Number of the image's form below: a change of it makes every runtime image anew."""
 GUARD_FOLDER = "opt/intaglio"
 SERVER_FOLDER = "opt/server"
@@ -127,7 +126,7 @@ def parts(name: str) -> Parts:
 
     Raises:
         RecipeError: there is no such server, or no such toolchain.
-        LockError: a lock of its is not one of ours.
+        LockError: a lock of its is not one of ours, or there is no such root file system.
     """
     builder = data_folder("builder")
     server = load_server(name.replace(".", "-"), builder)
@@ -136,7 +135,7 @@ def parts(name: str) -> Parts:
         server,
         toolchain.load(toolchain_folder(server.toolchain)),
         toolchain.load(toolchain_folder(GUARD)),
-        rootfs.load(builder / "rootfs" / ROOTFS),
+        rootfs.load(builder / "rootfs" / server.rootfs),
     )
 
 

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from intaglio import strictjson
-from intaglio.errors import UsageError
+from intaglio.errors import RecipeError, UsageError
 from intaglio.recipe.data import data_folder
+from intaglio.recipe.modelfile import RUNTIMES
 from intaglio.recipe.program import ServerProgram, load_server, names
 from intaglio.strictjson import Json, Object
 
@@ -166,15 +167,47 @@ def choose(form: Form, runtime: str | None, builder: Path | None = None) -> Serv
     able = [program.name for program in serving(form, builder)]
     if runtime is None and able:
         return load_server(able[0], builder or data_folder("builder"))
+    raise UsageError(
+        f"no server here serves {form}" if runtime is None else f"{runtime} does not serve {form}",
+        hint=f"it is served by {', '.join(able)} (--runtime)" if able else _hint(form),
+    )
+
+
+def _hint(form: Form) -> str:
+    """Return what to do about a form that nothing serves."""
     hints = {
         "adapter": 'an adapter is no model: let the recipe go on with a step that merges it (uses = "merge")',
         "other": "what is served: a GGUF file, or safetensors with their config.json",
     }
-    hint = f"it is served by {', '.join(able)} (--runtime)" if able else hints.get(form.format)
-    raise UsageError(
-        f"no server here serves {form}" if runtime is None else f"{runtime} does not serve {form}",
-        hint=hint or "what is served by what stands in docs/serving.md: convert or quantise it otherwise",
-    )
+    return hints.get(form.format, "what is served by what stands in docs/serving.md: convert or quantise it otherwise")
+
+
+def check(form: Form, runtime: str, builder: Path | None = None) -> None:
+    """Refuse a recipe whose runtime cannot serve what it makes.
+
+    Raises:
+        RecipeError: ``runtime`` does not serve ``form``; the hint names what does. Or there is no server of that name.
+    """
+    if not serves(load_server(program_name(runtime), builder or data_folder("builder")), form):
+        able = {program.name for program in serving(form, builder)}
+        names = [f'"{name}"' for name in RUNTIMES if program_name(name) in able]
+        hint = f"it is served by runtime = {' or '.join(names)}" if names else _hint(form)
+        raise RecipeError(f"image.runtime: {runtime} does not serve {form}", hint=hint)
+
+
+def check_outputs(patterns: Iterable[str], runtime: str, builder: Path | None = None) -> None:
+    """Refuse, before anything runs, a recipe whose runtime serves no model with files of those ``patterns``.
+
+    Only the format shows there; how the weights are quantised is known when they are made: see :func:`check`.
+
+    Raises:
+        RecipeError: as :func:`check` says.
+    """
+    endings = {pattern.rpartition(".")[2] for pattern in patterns}
+    found = next((one for one in ("gguf", "safetensors") if one in endings), None)
+    program = load_server(program_name(runtime), builder or data_folder("builder"))
+    if found is not None and found not in program.formats:
+        check(Form(found), runtime, builder)
 
 
 def table(builder: Path | None = None) -> str:

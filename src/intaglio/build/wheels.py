@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from intaglio.build import downloads
 from intaglio.build.toolchain import Distribution, Toolchain
 from intaglio.content.descriptor import EMPTY
 from intaglio.content.layout import Store
@@ -50,8 +51,12 @@ def fetch(toolchain: Toolchain, store: Store, *, offline: bool, progress: Progre
     store.put(toolchain.lock)
     store.put(toolchain.tree().manifest())
     store.put(EMPTY)
-    folder = (cache or _user_cache()) / "wheels"
-    wanted = [file for file in missing(toolchain, store) if not _from_cache(file, folder, store)]
+    folder = cache / "wheels" if cache else downloads.folder("wheels")
+    wanted = [
+        file
+        for file in missing(toolchain, store)
+        if not downloads.take(folder / file.digest.hex / file.name, file.digest, store)
+    ]
     if not wanted:
         return
     if offline:
@@ -72,24 +77,6 @@ def fetch(toolchain: Toolchain, store: Store, *, offline: bool, progress: Progre
         jobs = [pool.submit(_fetch, kind, batch, toolchain, folder, store, task) for kind, batch in batches]
         for job in jobs:
             job.result()
-
-
-def _user_cache() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or ""
-    return (Path(base) if Path(base).is_absolute() else Path.home() / ".cache") / "intaglio"
-
-
-def _from_cache(file: Distribution, folder: Path, store: Store) -> bool:
-    """Take ``file`` from the user's cache, where it is there and whole."""
-    path = folder / file.digest.hex / file.name
-    if not path.is_file():
-        return False
-    try:
-        store.adopt(path, expected=file.digest, move=False)
-    except CorruptContent:
-        path.unlink(missing_ok=True)
-        return False
-    return True
 
 
 def _split(files: Sequence[Distribution]) -> list[list[Distribution]]:

@@ -66,7 +66,8 @@ def command(
         order = running.lay_out(store, chosen, scratch, setting.home, datetime.now(UTC), context=context)
         order = replace(order, name=name) if name else order
         tag = f"localhost/intaglio/runtime:{chosen.runtime.hex[:16]}"
-        containers.install(host, chosen.image.config.digest, archive.stream(chosen.image, store, tag))
+        known = containers.install(host, archive.ids(chosen.image), archive.stream(chosen.image, store, tag))
+        order = replace(order, image=known)
 
         def ready(url: str, container: str) -> None:
             told = running.about(chosen, url, container, f"{engine.name} {engine.version}")

@@ -92,6 +92,7 @@ SERVER_DESCRIPTION = Table(
     {
         "server": Key(_NAME, "Name of the server program; the file's own.", required=True),
         **_COMMON,
+        "rootfs": Key(_NAME, "The root file system of its runtime images.", required=True),
         "formats": Key(Items(_WORD, at_least=1), "Model formats that it serves.", required=True),
         "quantizations": Key(Items(_NAME, at_least=1), "Quantisations that it serves; default: none."),
     }
@@ -263,6 +264,8 @@ class StepProgram(Program):
 class ServerProgram(Program):
     """A server: it loads verified files and answers on a Unix socket."""
 
+    rootfs: str
+    """Name of the root file system that its runtime images stand on."""
     formats: tuple[str, ...]
     quantizations: tuple[str, ...] = ("none",)
     """Words of ``docs/serving.md`` for what a model's configuration says; ``none`` where it says nothing."""
@@ -318,6 +321,7 @@ def load_server(name: str, builder: Path) -> ServerProgram:
     return ServerProgram(
         **_common(name, values),
         files=_files(description, stem, (builder / "lib",), "server"),
+        rootfs=values["rootfs"],
         formats=tuple(values["formats"]),
         quantizations=tuple(values.get("quantizations", ("none",))),
     )
