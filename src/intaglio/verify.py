@@ -12,7 +12,6 @@ import hashlib
 import os
 import stat
 from collections.abc import Callable, Mapping, Set
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, Protocol
@@ -25,6 +24,7 @@ from intaglio.content.runtime_image import RuntimeImage, open_image
 from intaglio.content.tree import File
 from intaglio.digest import Digest
 from intaglio.errors import CorruptContent, ExitCode, NotVerifiable, PolicyRefusal, Stale, Untrusted, VerificationError
+from intaglio.parallel import each
 from intaglio.policy.decide import RuleResult, Verdict, VerdictName, decide
 from intaglio.policy.document import Policy
 from intaglio.policy.evidence import About, Evidence, FileEvidence, ReferrerEvidence, SourceEvidence
@@ -273,12 +273,9 @@ class _Gathering:
         # The largest first, so that no core waits for one that began the largest last.
         ordered = sorted(model.files, key=lambda file: -file.size)
         total = sum(file.size for file in ordered)
-        with (
-            self._progress.task("verifying", total) as task,
-            ThreadPoolExecutor(min(self._workers, len(ordered)), thread_name_prefix="verify") as pool,
-        ):
-            looked_into = isinstance(model, ModelImage)
-            checked = list(pool.map(lambda file: self._check(file, open_file, task, looked_into), ordered))
+        looked_into = isinstance(model, ModelImage)
+        with self._progress.task("verifying", total) as task:
+            checked = each(lambda file: self._check(file, open_file, task, looked_into), ordered, self._workers)
         by_path = {one.file.path: one for one in checked}
         return tuple(by_path[file.path] for file in model.files)
 
