@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -55,14 +56,17 @@ def command(
 
     store = setting.existing_store
     image = store.resolve(reference)
-    report = verify.verify_image(
-        store, image, setting.policy(policy), listing=setting.listing(), progress=setting.progress
-    ).require()
-    setting.progress.note(f"verified {reference} {image}: {sum(rule.result == 'pass' for rule in report.rules)} rules")
-    with store.scratch("serve") as scratch:
+    with contextlib.ExitStack() as stack:
+        held = () if prepare else stack.enter_context(serving.holding(store, image, setting.progress))
+        report = verify.verify_image(
+            store, image, setting.policy(policy), listing=setting.listing(), progress=setting.progress,
+            held={file.path: file.descriptor for file in held},
+        ).require()  # fmt: skip
+        passed = sum(rule.result == "pass" for rule in report.rules)
+        setting.progress.note(f"verified {reference} {image}: {passed} rules")
         service = serving.prepare(
             store,
-            scratch,
+            stack.enter_context(store.scratch("serve")),
             report.files,
             runtime or serving.recorded(store, image),
             context=context,
@@ -74,13 +78,12 @@ def command(
             setting.emit({**about, "prepared": True}, f"{reference}: ready to serve offline")
             return 0
         return serve(
-            files=[service.placed(file) for file in report.files],
+            held=held,
             service=service.service,
             name=reference,
             port=port,
             log=_log(store, image),
             ready=_announce(setting, about),
-            progress=setting.progress,
         )
 
 
