@@ -70,6 +70,8 @@ ANCHOR_FILES = ("policy.toml", "policy.name", "root.json")
 _TITLE = "org.opencontainers.image.title"
 _VERSION = "org.opencontainers.image.version"
 SCRIPT = """#!/opt/intaglio/bin/python -I
+import gc
+gc.disable()  # whatever the guard makes, it needs until it is the server
 import sys
 from intaglio.guard.main import main
 sys.exit(main())
