@@ -60,7 +60,7 @@ ASSEMBLE_RUNTIME = "intaglio:assemble-runtime/v1"
 ROOTFS = "debian-cpu"
 GUARD = "guard"
 """Name of the toolchain that the guard runs in."""
-LAYOUT = 1
+LAYOUT = 2
 """Number of the image's form below: a change of it makes every runtime image anew."""
 GUARD_FOLDER = "opt/intaglio"
 SERVER_FOLDER = "opt/server"
