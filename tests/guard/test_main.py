@@ -16,7 +16,7 @@ from tests.trust import sources
 from tests.trust.sources import Source
 
 from intaglio.errors import UsageError
-from intaglio.guard import main
+from intaglio.guard import main, memory
 
 
 @pytest.fixture
@@ -223,6 +223,18 @@ def test_help_is_shown_without_a_server(monkeypatch: pytest.MonkeyPatch, capsys:
     assert main.main() == 0
     said = capsys.readouterr().out
     assert all(f"--{name}" in said for name in ("root", "passport", "model", "policy"))
+
+
+def test_a_model_that_the_container_has_no_room_for(
+    site: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(memory, "available", lambda: 3)
+    argv = ["--root", site.anchor, "--passport", site.passport, "--model", site.model, "--", "/nowhere"]
+    monkeypatch.setattr(sys, "argv", ["intaglio-guard", *map(str, argv)])
+    assert main.main() == 50
+    said = json.loads(capsys.readouterr().err)
+    assert (said["verdict"], said["exit_code"], said["rule"]) == ("refused", 50, "guard")
+    assert "found 3 available" in said["detail"]
 
 
 def test_a_fault_of_the_guard_is_a_refusal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
