@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 sys.path.insert(0, ".")
 from tests.box import MIB, Box
-from intaglio.build import serve
+from intaglio.build import relay, serve
 from intaglio.build.sandbox import Limits
 from intaglio.digest import Digest
 from intaglio.errors import Error
@@ -60,9 +60,9 @@ service = serve.Service(
     startup=float(os.environ.get("STARTUP", "30")),
 )
 try:
-    with hold(files) as held:
+    with relay.listen(int(port)) as listener, hold(files) as held:
         status = serve.serve(
-            held=held, service=service, name="examples/toy:1.0.0", port=int(port), log=place / "log",
+            held=held, service=service, name="examples/toy:1.0.0", listener=listener, log=place / "log",
             ready=lambda address: print(address, flush=True),
         )
 except Error as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ class Watched:
         self.store.tag(TAG, self.draft.image)
         (home / "policy.toml").write_text(images.policy_text())
         self.hashed: list[str] = []
+        self.port = 0
         self.served: dict[str, bytes] | None = None
         for module in (verify, memory):
             patch.setattr(module, "_hash", self._counting(module._hash))
@@ -47,7 +49,7 @@ class Watched:
 
     def run(self, *options: str) -> int:
         try:
-            cli.main(["serve", TAG, "--offline", *options], "intaglio", standalone_mode=False)
+            cli.main(["serve", TAG, "--offline", "--port", str(self.port), *options], "intaglio", standalone_mode=False)
         except Error as error:
             return int(error.exit_code)
         return 0
@@ -82,6 +84,13 @@ def test_what_the_policy_refuses_is_never_served(watched: Watched) -> None:
     policy.write_text(policy.read_text() + '\n[licences]\nallow = ["MIT"]\n')
     assert watched.run() == 23
     assert watched.served is None
+
+
+def test_a_port_that_is_taken_is_said_before_anything_is_read(watched: Watched) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        watched.port = taken.getsockname()[1]
+        assert watched.run() == 50
+    assert watched.hashed == []
 
 
 def test_prepare_holds_nothing(watched: Watched) -> None:

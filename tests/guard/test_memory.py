@@ -189,6 +189,26 @@ def test_every_folder_above_must_be_anothers(
     assert in_another_user(work) == 0
 
 
+@pytest.mark.parametrize(("owner", "copied"), [(0, False), (NOBODY, True)])
+def test_a_link_of_our_own_can_be_replaced_in_a_sticky_folder_too(place: Path, owner: int, copied: bool) -> None:
+    model = place / "model"
+    model.mkdir(mode=0o755)
+    file = verified(model, "model.gguf", b"A" * 1000)
+    file.source.chmod(0o444)
+    shared = place / "shared"
+    shared.mkdir()
+    shared.chmod(0o1777)
+    (shared / "link").symlink_to(model)
+    os.lchown(shared / "link", owner, owner)
+    through = Verified(file.path, file.digest, file.size, shared / "link" / "model.gguf")
+
+    def work() -> int:
+        with hold([through]) as held:
+            return int(held[0].copied is not copied)
+
+    assert in_another_user(work) == 0
+
+
 def test_the_containers_own_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "available", lambda: 999)
     file = verified(tmp_path, "model.gguf", b"A" * 1000)

@@ -59,21 +59,21 @@ def serve(
     held: Sequence[HeldFile],
     service: Service,
     name: str,
-    port: int,
+    listener: socket.socket,
     log: Path,
     ready: Callable[[str], None],
 ) -> int:
     """Serve the files that are ``held``, and verified, as the model ``name`` until SIGINT or SIGTERM; return 0.
 
-    Must be called from the main thread. ``port`` 0 takes a free one; ``ready`` is given the address, as in
-    ``http://127.0.0.1:8000/v1``, once the server answers. The server's output is appended to ``log``.
+    Must be called from the main thread. Connections are taken from ``listener``, on loopback; ``ready`` is given its
+    address, as in ``http://127.0.0.1:8000/v1``, once the server answers. The server's output is appended to ``log``.
 
     Raises:
-        MachineError: the port is taken, or the sandbox does not work.
+        MachineError: the sandbox does not work.
         StepFailed: the server ended by itself or never answered; the message ends with its last lines.
         LimitReached: it reached one of its limits.
     """
-    with relay.listen(port) as listener, tempfile.TemporaryDirectory(prefix="intaglio-serve-") as folder:
+    with tempfile.TemporaryDirectory(prefix="intaglio-serve-") as folder:
         place = Path(folder)
         spec = _spec(service, held, name, place)
         return asyncio.run(_Session(service, spec, place / "run", log, ready).serve(listener))

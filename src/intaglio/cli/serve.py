@@ -51,12 +51,14 @@ def command(
     bytes that it loads are those that were verified, whatever happens to the store meanwhile.
     """
     from intaglio import verify
-    from intaglio.build import serving
+    from intaglio.build import relay, serving
     from intaglio.build.serve import serve
 
     store = setting.existing_store
     image = store.resolve(reference)
     with contextlib.ExitStack() as stack:
+        # The port first: who has to choose another one is told so before gigabytes are read.
+        listener = None if prepare else stack.enter_context(relay.listen(port))
         held = () if prepare else stack.enter_context(serving.holding(store, image, setting.progress))
         report = verify.verify_image(
             store, image, setting.policy(policy), listing=setting.listing(), progress=setting.progress,
@@ -74,14 +76,14 @@ def command(
             progress=setting.progress,
         )
         about = {"image": str(image), "name": reference, "runtime": service.program.name}
-        if prepare:
+        if listener is None:
             setting.emit({**about, "prepared": True}, f"{reference}: ready to serve offline")
             return 0
         return serve(
             held=held,
             service=service.service,
             name=reference,
-            port=port,
+            listener=listener,
             log=_log(store, image),
             ready=_announce(setting, about),
         )

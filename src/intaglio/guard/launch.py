@@ -57,17 +57,17 @@ def settings(environment: Mapping[str, str], default_name: str) -> Object:
     }
 
 
-def lay_out(held: Sequence[HeldFile], model: Path, parent: Path | None = None) -> Path:
+def lay_out(held: Sequence[HeldFile], model: Path) -> Path:
     """Return a folder with the held files: ``model`` itself where no file had to be copied.
 
-    Otherwise it is a new folder of links below ``parent``, closed as soon as they are there. It is for programs that
+    Otherwise it is a new folder of links, closed as soon as they are there. It is for programs that
     open a model by its folder; those that open files by the request never look into it. Another process of the very
     same user could open it again and change a link: see docs/runtime-images.md, "What it holds against".
     """
     if not any(file.copied for file in held):
         return model
     try:
-        folder = _private_folder(parent or Path(os.environ.get("TMPDIR") or "/tmp"))  # noqa: S108 - made with 0700
+        folder = _private_folder(Path(os.environ.get("TMPDIR") or "/tmp"))  # noqa: S108 - made with 0700
         for file in held:
             place = folder / file.path
             place.parent.mkdir(parents=True, exist_ok=True)

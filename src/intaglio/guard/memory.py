@@ -5,7 +5,7 @@
 - Where blob, folder and every folder above belong to another user and are closed to us, the open file is held as it
   is: only its owner, who could as well have chosen the bytes, can change it or put another in its place.
 - Copies that memory has no room for are refused before the first byte is copied: by what the container may take, too.
-- Either way the bytes are hashed here once more, and a file that is not the one that was verified is refused.
+- Either way the bytes are hashed here, and a file that is not the one that its image names is refused.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _MAX_LINKS = 40
 
 
 class VerifiedFile(Protocol):
-    """A file of an image whose bytes have been verified where they stand."""
+    """A file as an image's manifest promises it."""
 
     @property
     def path(self) -> str:
@@ -70,10 +70,10 @@ class HeldFile:
 
 @contextlib.contextmanager
 def hold(files: Sequence[VerifiedFile], *, progress: Progress | None = None) -> Iterator[tuple[HeldFile, ...]]:
-    """Hash the files again, in parallel, and hold them until the context ends.
+    """Hash the files, each once and in parallel, and hold them until the context ends.
 
     Raises:
-        CorruptContent: a file has other bytes than those that were verified.
+        CorruptContent: a file has other bytes than its digest says.
         MachineError: there is not enough memory for the copies, or a file cannot be read.
     """
     total = sum(file.size for file in files)
@@ -106,9 +106,7 @@ def _open(file: VerifiedFile) -> int:
         if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
             found = "none" if error.errno != errno.ELOOP else "a symbolic link"
             raise CorruptContent(f"{file.path}: expected a regular file at {file.source}, found {found}") from None
-        raise MachineError(
-            f"{file.path}: its verified bytes cannot be read any more: {error.strerror}", hint="verify it again"
-        ) from None
+        raise MachineError(f"{file.path}: cannot be read: {error.strerror}", hint="verify it again") from None
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise CorruptContent(f"{file.path}: expected a regular file where it was verified, found something else")
@@ -118,8 +116,8 @@ def _open(file: VerifiedFile) -> int:
 def _theirs(source: Path, descriptor: int) -> bool:
     """Return whether only another user can change the open file, or put another in its place.
 
-    Neither it nor its folder may be ours or writable to us. The folders above, and those with links on the way, must be
-    such that we cannot rename or replace what we pass through: another's, and closed to us or sticky.
+    Neither it nor its folder may be ours or writable to us. The folders above, links on the way, and the folders that
+    those stand in, must be such that we cannot rename or replace them: another's, and folders closed to us or sticky.
     """
     user = os.geteuid()
     if user == 0 or os.fstat(descriptor).st_uid == user:
@@ -127,11 +125,11 @@ def _theirs(source: Path, descriptor: int) -> bool:
     if os.access(f"/proc/self/fd/{descriptor}", os.W_OK, effective_ids=True):
         return False
     near = source.parent.resolve()
-    return all(_closed(folder, user, sticky=folder != near) for folder in _passed(source))
+    return all(_closed(place, user, sticky=place != near) for place in _passed(source))
 
 
 def _passed(source: Path) -> Iterator[Path]:
-    """Yield every folder that is looked into on the way to ``source``: those that links lead through, too."""
+    """Yield every folder that is looked into on the way to ``source``, and every link on it."""
     folder, links = Path("/"), 0
     pending = _names(Path.cwd() / source)
     while pending:
@@ -141,6 +139,7 @@ def _passed(source: Path) -> Iterator[Path]:
         if not place.is_symlink():
             folder = place
             continue
+        yield place
         links += 1
         if links > _MAX_LINKS:
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), os.fspath(source))
@@ -154,12 +153,14 @@ def _names(path: Path) -> list[str]:
     return [part for part in reversed(path.parts) if part != "/"]
 
 
-def _closed(folder: Path, user: int, *, sticky: bool) -> bool:
-    """Return whether ``user`` can replace nothing of another user's in ``folder``."""
-    about = folder.stat()
+def _closed(place: Path, user: int, *, sticky: bool) -> bool:
+    """Return whether a folder or link is another's, in whose folder ``user`` can replace nothing of another's."""
+    about = place.lstat()
     if about.st_uid == user:
         return False
-    return (sticky and bool(about.st_mode & stat.S_ISVTX)) or not os.access(folder, os.W_OK, effective_ids=True)
+    if stat.S_ISLNK(about.st_mode) or (sticky and about.st_mode & stat.S_ISVTX):
+        return True
+    return not os.access(place, os.W_OK, effective_ids=True)
 
 
 def _require_memory(needed: int) -> None:

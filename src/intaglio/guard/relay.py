@@ -60,7 +60,9 @@ def listen(host: str, port: int) -> socket.socket:
         listener.listen(128)
     except OSError as error:
         listener.close()
-        raise MachineError(f"cannot listen on {host}:{port}: {error.strerror}", hint="choose another port") from None
+        raise MachineError(
+            f"cannot listen on {host}:{port}: {error.strerror}", hint="choose another port: --port, or INTAGLIO_PORT"
+        ) from None
     return listener
 
 

@@ -95,7 +95,7 @@ def test_text_that_is_none(data: bytes) -> None:
 
 
 def test_what_a_pickle_can_begin_with() -> None:
-    assert {code.encode("latin-1") for code in pickletools.code2op} == OPERATIONS, "another Python knows others"
+    assert {one.code.encode("latin-1") for one in pickletools.opcodes} == OPERATIONS, "another Python knows others"
 
 
 def test_prose_is_not_taken_for_a_pickle() -> None:

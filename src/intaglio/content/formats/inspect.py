@@ -52,7 +52,7 @@ _MAGICS = (
 )
 _RISKY = {"GLOBAL", "STACK_GLOBAL", "INST", "REDUCE", "OBJ", "NEWOBJ", "NEWOBJ_EX", "BUILD"}
 OPERATIONS = frozenset(bytes([code]) for code in (*b"().012BCFGIJKLMNPQRSTUVX]abcdeghijlopqrstu}", *range(0x80, 0x99)))
-"""What a pickle can begin with: its operations, one byte each (:data:`pickletools.code2op`)."""
+"""What a pickle can begin with: its operations, one byte each (:data:`pickletools.opcodes`)."""
 _MAX_OPERATIONS = 1_000_000
 """Text that disassembles for so long is one."""
 _REMOTE = ("auto_map", "trust_remote_code", "custom_pipelines")
