@@ -1,6 +1,6 @@
 """Prove at length what the tests show in small, and write the tables to ``docs/proof/``.
 
-    python -m benchmarks.proof [reproduce] [kills] [variants] [gate] [servers] [benchmarks] [--recipe tiny] [--kills 50]
+    python -m benchmarks.proof [reproduce] [kills] [variants] [gate] [servers] [serving] [benchmarks] [--recipe tiny]
 
 Without names all of them run. Each writes its page as soon as it is done; the exit status is 1 where one failed.
 """
@@ -14,11 +14,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks import gate, kills, machine, reproduce, run, scratch, servers, variants
+from benchmarks import gate, kills, machine, reproduce, run, scratch, serve_ready, servers, serving, variants
 from benchmarks.program import Program, recipe, snapshot
 from benchmarks.table import Report
 
-PARTS = ("reproduce", "kills", "variants", "gate", "servers", "benchmarks")
+PARTS = ("reproduce", "kills", "variants", "gate", "servers", "serving", "benchmarks")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +30,10 @@ class Options:
     seed: int = 1
     rounds: int = 7
     scratch: Path = scratch.DEFAULT
+    runtimes: tuple[str, ...] = serving.RUNTIMES
+    """Whose ready time is measured."""
+    shipped: bool = False
+    """Whether ready times are those of the shipped models: only where a recipe was asked for by name."""
 
 
 def _reproduce(options: Options) -> Report:
@@ -82,6 +86,20 @@ def _servers(options: Options) -> Report:
         return servers.prove(home, place / "forms")
 
 
+def _serving(options: Options) -> Report:
+    command = "python -m benchmarks.proof serving"
+    if options.shipped:
+        command += " --recipe demo"
+    if options.runtimes != serving.RUNTIMES:
+        command += "".join(f" --runtime {name}" for name in options.runtimes)
+    with scratch.folder(options.scratch) as place:
+        about = machine.describe(place)
+        name = "demo" if options.shipped else "tiny"
+        home = Program(place / "home")
+        measured = serving.prove(home, place, name, options.runtimes, options.rounds, _say("serving"))
+    return serve_ready.report(measured, "serving", command, about)
+
+
 def _variants(options: Options) -> Report:
     tiny = recipe(options.recipe).name == recipe("tiny").name
     command = f"python -m benchmarks.variants{' --tiny' if tiny else ''}"
@@ -107,6 +125,7 @@ _WORK: dict[str, Callable[[Options], Report]] = {
     "variants": _variants,
     "gate": _gate,
     "servers": _servers,
+    "serving": _serving,
     "benchmarks": _benchmarks,
 }
 
@@ -115,16 +134,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Prove what is asked for, write the pages, and return 0, or 1 where something did not hold."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; none: all")
-    parser.add_argument("--recipe", default="demo", help="recipe to build twice and to measure: demo, tiny, or a name")
+    parser.add_argument("--recipe", help="recipe to build twice and to measure: demo, tiny, or a name")
     parser.add_argument("--kills", type=int, default=50, help="how many builds to kill")
     parser.add_argument("--seed", type=int, default=1, help="where the random moments come from")
     parser.add_argument("--rounds", type=int, default=7, help="rounds of the benchmarks")
+    parser.add_argument("--runtime", action="append", choices=serving.RUNTIMES, help="of serving: this one alone, …")
     parser.add_argument("--scratch", type=Path, default=scratch.DEFAULT, help="where to make the scratch folders")
     parser.add_argument("--output", type=Path, default=run.PROOF, help="where the pages go")
     chosen = parser.parse_args(arguments)
     if not set(chosen.parts) <= set(PARTS):
         parser.error(f"expected some of {', '.join(PARTS)}, found {' '.join(chosen.parts)}")
-    options = Options(chosen.recipe, chosen.kills, chosen.seed, chosen.rounds, chosen.scratch)
+    options = Options(
+        chosen.recipe or "demo", chosen.kills, chosen.seed, chosen.rounds, chosen.scratch,
+        tuple(chosen.runtime or serving.RUNTIMES), chosen.recipe == "demo",
+    )  # fmt: skip
     passed = True
     for part in chosen.parts or PARTS:
         report = _WORK[part](options)

@@ -13,11 +13,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks import ingest, machine, process, sandbox, scratch, step, transport, verification
+from benchmarks import guard, ingest, machine, process, sandbox, scratch, step, transport, verification
 from benchmarks.program import ROOT, Program, recipe
 from benchmarks.table import Report, Table
 
-KINDS = ("ingest", "process", "sandbox", "step", "verification", "transport")
+KINDS = ("ingest", "process", "sandbox", "step", "verification", "guard", "transport")
 PROOF = ROOT / "docs" / "proof"
 MIB = 1 << 20
 
@@ -53,6 +53,11 @@ def measure(options: Options) -> Report:
             tables.append(walls.table())
             data["sandbox"] = {"seconds": dict(walls.seconds)}
             passed &= walls.added <= sandbox.ADDED
+        if "guard" in options.only:
+            started = guard.measure(place / "guard", options.rounds * 3, _say("guard"))
+            tables.append(started.table())
+            data["guard"] = {"seconds": dict(started.seconds)}
+            passed &= started.met
         if "transport" in options.only:
             moved = transport.compare(place / "transport", options.size, options.rounds, _say("transport"))
             tables.append(moved.table())

@@ -50,11 +50,7 @@ _QUESTION = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4
 
 def prove(home: Program, place: Path, only: Sequence[str] = ()) -> Report:
     """Try every server over every form; build and realise in ``home`` what that needs."""
-    recipe = place / "recipe"
-    (recipe / "text").mkdir(parents=True)
-    text = ROOT / "modelfiles" / "tiny-from-scratch" / "data" / "capitals.jsonl"
-    (recipe / "text" / text.name).write_bytes(text.read_bytes())
-    (recipe / "Modelfile.toml").write_text(RECIPE, encoding="utf-8")
+    recipe = write_recipe(place / "recipe")
     home.run("lock", recipe)
     home.build(recipe)
     store = Store.open(home.store)
@@ -83,6 +79,15 @@ def prove(home: Program, place: Path, only: Sequence[str] = ()) -> Report:
     return Report(
         "servers", "What serves what", command, machine.describe(place), (table,), passed=all(met for met, _ in rows)
     )
+
+
+def write_recipe(place: Path) -> Path:
+    """Write the recipe of the tiny model in safetensors into ``place``, unless it is there, and return that."""
+    (place / "text").mkdir(parents=True, exist_ok=True)
+    text = ROOT / "modelfiles" / "tiny-from-scratch" / "data" / "capitals.jsonl"
+    (place / "text" / text.name).write_bytes(text.read_bytes())
+    (place / "Modelfile.toml").write_text(RECIPE, encoding="utf-8")
+    return place
 
 
 def _try(program: ServerProgram, python: Path, models: Path, word: str) -> tuple[bool, tuple[str, ...]]:

@@ -12,7 +12,6 @@ import hashlib
 import os
 import stat
 from collections.abc import Callable, Mapping, Set
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, Protocol
@@ -25,6 +24,7 @@ from intaglio.content.runtime_image import RuntimeImage, open_image
 from intaglio.content.tree import File
 from intaglio.digest import Digest
 from intaglio.errors import CorruptContent, ExitCode, NotVerifiable, PolicyRefusal, Stale, Untrusted, VerificationError
+from intaglio.parallel import each
 from intaglio.policy.decide import RuleResult, Verdict, VerdictName, decide
 from intaglio.policy.document import Policy
 from intaglio.policy.evidence import About, Evidence, FileEvidence, ReferrerEvidence, SourceEvidence
@@ -104,6 +104,7 @@ def verify_image(
     progress: Progress | None = None,
     workers: int | None = None,
     hashed: Set[Digest] = frozenset(),
+    held: Mapping[str, int] | None = None,
 ) -> Report:
     """Return the verdict of ``policy`` on the image of that digest in ``source``.
 
@@ -115,14 +116,17 @@ def verify_image(
         progress: told about bytes hashed.
         workers: threads that hash; as many as there are cores when not given.
         hashed: files whose bytes the caller has just hashed itself, where nobody else writes: not read whole again.
+        held: open descriptors of files (path → number), whose bytes the caller has just found to be those that the
+            manifest names: what is looked into is read from there, and not hashed again.
 
     Raises:
         VerificationError: the image is not there, or could not be checked.
     """
 
     def check() -> Report:
-        gathering = _Gathering(source, image, progress or Silent(), workers, hashed)
-        evidence = gathering.evidence(lambda file: open_regular(source.path(file.digest), file.path))
+        known = hashed | {file.digest for file in _files_of(source, image)} if held else hashed
+        gathering = _Gathering(source, image, progress or Silent(), workers, known)
+        evidence = gathering.evidence(lambda file: _open_held(file, source.path(file.digest), held or None))
         return _report(evidence, policy, listing)
 
     return _guarded(check)
@@ -181,7 +185,7 @@ def verify_folder(
     def check() -> Report:
         hashed = set() if held is None else {file.digest for file in _files_of(source, image)}
         gathering = _Gathering(source, image, progress or Silent(), workers, hashed)
-        evidence = gathering.evidence(lambda file: _open_held(file, folder, held))
+        evidence = gathering.evidence(lambda file: _open_held(file, folder / file.path, held))
         if isinstance(evidence.model, ModelImage):
             strange, signature = _walk_folder(folder, {file.path: file for file in evidence.model.files})
             evidence = replace(evidence, damaged=(*evidence.damaged, *strange), folder_signature=signature)
@@ -195,9 +199,9 @@ def _files_of(source: EvidenceSource, image: Digest) -> tuple[File, ...]:
     return ModelImage.parse(source.read(image, what=what), what).files
 
 
-def _open_held(file: File, folder: Path, held: Mapping[str, int] | None) -> BinaryIO:
+def _open_held(file: File, place: Path, held: Mapping[str, int] | None) -> BinaryIO:
     if held is None:
-        return open_regular(folder / file.path, file.path)
+        return open_regular(place, file.path)
     return open(f"/proc/self/fd/{held[file.path]}", "rb")  # a position of its own
 
 
@@ -273,12 +277,9 @@ class _Gathering:
         # The largest first, so that no core waits for one that began the largest last.
         ordered = sorted(model.files, key=lambda file: -file.size)
         total = sum(file.size for file in ordered)
-        with (
-            self._progress.task("verifying", total) as task,
-            ThreadPoolExecutor(min(self._workers, len(ordered)), thread_name_prefix="verify") as pool,
-        ):
-            looked_into = isinstance(model, ModelImage)
-            checked = list(pool.map(lambda file: self._check(file, open_file, task, looked_into), ordered))
+        looked_into = isinstance(model, ModelImage)
+        with self._progress.task("verifying", total) as task:
+            checked = each(lambda file: self._check(file, open_file, task, looked_into), ordered, self._workers)
         by_path = {one.file.path: one for one in checked}
         return tuple(by_path[file.path] for file in model.files)
 

@@ -27,10 +27,11 @@ from dataclasses import dataclass
 from pathlib import Path
 sys.path.insert(0, ".")
 from tests.box import MIB, Box
-from intaglio.build import serve
+from intaglio.build import relay, serve
 from intaglio.build.sandbox import Limits
 from intaglio.digest import Digest
 from intaglio.errors import Error
+from intaglio.guard.memory import hold
 
 @dataclass(frozen=True)
 class Verified:
@@ -59,10 +60,11 @@ service = serve.Service(
     startup=float(os.environ.get("STARTUP", "30")),
 )
 try:
-    status = serve.serve(
-        files=files, service=service, name="examples/toy:1.0.0", port=int(port), log=place / "log",
-        ready=lambda address: print(address, flush=True),
-    )
+    with relay.listen(int(port)) as listener, hold(files) as held:
+        status = serve.serve(
+            held=held, service=service, name="examples/toy:1.0.0", listener=listener, log=place / "log",
+            ready=lambda address: print(address, flush=True),
+        )
 except Error as error:
     print(type(error).__name__, error.message, "HINT", error.hint, flush=True)
     sys.exit(int(error.exit_code))

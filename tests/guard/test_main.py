@@ -16,7 +16,7 @@ from tests.trust import sources
 from tests.trust.sources import Source
 
 from intaglio.errors import UsageError
-from intaglio.guard import main
+from intaglio.guard import main, memory
 
 
 @pytest.fixture
@@ -198,7 +198,9 @@ def test_a_number_that_is_none(site: Site) -> None:
 @pytest.mark.parametrize(
     "argv",
     [(), ("--passport", "p", "--model", "m"), ("--passport", "p", "--", "x"), ("--passport", "p", "--model", "m", "--"),
-     ("--passport", "p", "--model", "m", "--unknown", "--", "x"), ("--pass", "p", "--model", "m", "--", "x")],
+     ("--passport", "p", "--model", "m", "--unknown", "--", "x"), ("--pass", "p", "--model", "m", "--", "x"),
+     ("--passport", "p", "--model", "--", "x"), ("p", "--passport", "p", "--model", "m", "--", "x"),
+     ("--model=m", "--", "x")],
 )  # fmt: skip
 def test_a_command_line_that_is_none(argv: tuple[str, ...]) -> None:
     with pytest.raises(UsageError):
@@ -209,6 +211,30 @@ def test_everything_behind_the_dashes_is_the_servers() -> None:
     asked = main.parse(["--passport", "p", "--model", "m", "--", "server", "--root", "x", "--", "y"])
     assert asked.server == ("server", "--root", "x", "--", "y")
     assert asked.root == Path("/etc/intaglio")
+
+
+def test_a_value_may_stand_behind_an_equals_sign() -> None:
+    asked = main.parse(["--passport=a=b", "--model", "m", "--policy=tight", "--", "x"])
+    assert (asked.passport, asked.policy) == (Path("a=b"), "tight")
+
+
+def test_help_is_shown_without_a_server(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["intaglio-guard", "--help"])
+    assert main.main() == 0
+    said = capsys.readouterr().out
+    assert all(f"--{name}" in said for name in ("root", "passport", "model", "policy"))
+
+
+def test_a_model_that_the_container_has_no_room_for(
+    site: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(memory, "available", lambda: 3)
+    argv = ["--root", site.anchor, "--passport", site.passport, "--model", site.model, "--", "/nowhere"]
+    monkeypatch.setattr(sys, "argv", ["intaglio-guard", *map(str, argv)])
+    assert main.main() == 50
+    said = json.loads(capsys.readouterr().err)
+    assert (said["verdict"], said["exit_code"], said["rule"]) == ("refused", 50, "guard")
+    assert "found 3 available" in said["detail"]
 
 
 def test_a_fault_of_the_guard_is_a_refusal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

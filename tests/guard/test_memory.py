@@ -6,6 +6,8 @@ import errno
 import fcntl
 import mmap
 import os
+import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +17,8 @@ from intaglio.digest import Digest
 from intaglio.errors import CorruptContent, MachineError
 from intaglio.guard import memory
 from intaglio.guard.memory import hold
+
+NOBODY = 65534
 
 
 @dataclass(frozen=True)
@@ -106,39 +110,111 @@ def test_too_little_memory_is_said_before_copying(tmp_path: Path) -> None:
         pytest.fail("handed out")
 
 
-def test_another_users_blob_is_held_as_it_is(tmp_path: Path) -> None:
-    """In a child that gives up its rights; they cannot be taken back."""
+def in_another_user(work: Callable[[], int]) -> int:
+    """Return what ``work`` does in a child that gives up its rights; they cannot be taken back."""
+    child = os.fork()
+    if child == 0:
+        status = 99
+        try:
+            os.setgroups([])
+            os.setresgid(NOBODY, NOBODY, NOBODY)
+            os.setresuid(NOBODY, NOBODY, NOBODY)
+            status = work()
+        finally:
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
     if os.geteuid() != 0:
         pytest.skip("only root can play two users")
-    place = Path("/tmp", f"intaglio-test-{os.getpid()}")
-    place.mkdir(mode=0o755)
+    found = Path("/tmp", f"intaglio-test-{os.getpid()}")
+    found.mkdir()
+    found.chmod(0o755)
     try:
-        file = verified(place, "model.gguf", b"A" * 1000)
-        file.source.chmod(0o444)
-        for mode, copied in ((0o755, False), (0o777, True)):
-            place.chmod(mode)
-            child = os.fork()
-            if child == 0:
-                status = 9
-                try:
-                    os.setgroups([])
-                    os.setresgid(65534, 65534, 65534)
-                    os.setresuid(65534, 65534, 65534)
-                    with hold([file]) as held:
-                        status = 0 if held[0].copied is copied and read(held[0].descriptor) == b"A" * 1000 else 1
-                        if not copied:
-                            try:
-                                os.open(f"/proc/self/fd/{held[0].descriptor}", os.O_RDWR)
-                                status = 2
-                            except PermissionError:
-                                pass
-                finally:
-                    os._exit(status)
-            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0, oct(mode)
+        yield found
     finally:
-        place.chmod(0o755)
-        (place / "model.gguf").unlink()
-        place.rmdir()
+        shutil.rmtree(found)
+
+
+@pytest.mark.parametrize(("mode", "copied"), [(0o755, False), (0o777, True), (0o1777, True)])
+def test_another_users_blob_is_held_as_it_is(place: Path, mode: int, copied: bool) -> None:
+    file = verified(place, "model.gguf", b"A" * 1000)
+    file.source.chmod(0o444)
+    place.chmod(mode)
+
+    def work() -> int:
+        with hold([file]) as held:
+            if held[0].copied is not copied or read(held[0].descriptor) != b"A" * 1000:
+                return 1
+            if not copied:
+                with pytest.raises(PermissionError):
+                    os.open(f"/proc/self/fd/{held[0].descriptor}", os.O_RDWR)
+        return 0
+
+    assert in_another_user(work) == 0
+
+
+@pytest.mark.parametrize(
+    ("mode", "owner", "copied"),
+    [
+        (0o755, 0, False),
+        (0o755, NOBODY, True),  # root's folder in our own: we can rename it away
+        (0o777, 0, True),
+        (0o1777, 0, False),  # as /tmp: what is another's cannot be renamed there
+        (0o1777, NOBODY, True),
+    ],
+)
+@pytest.mark.parametrize("through_link", [False, True])
+def test_every_folder_above_must_be_anothers(
+    place: Path, mode: int, owner: int, copied: bool, through_link: bool
+) -> None:
+    model = place / "home" / "deep" / "model"
+    model.mkdir(parents=True)
+    for folder in (model, model.parent):
+        folder.chmod(0o755)
+    file = verified(model, "model.gguf", b"A" * 1000)
+    file.source.chmod(0o444)
+    if through_link:  # the link stands in the folder in question, the files where nobody can reach them
+        model.parent.rename(place / "away")
+        (place / "home" / "deep").symlink_to("../away")
+    os.chown(place / "home", owner, 0)
+    (place / "home").chmod(mode)
+
+    def work() -> int:
+        with hold([file]) as held:
+            return int(held[0].copied is not copied)
+
+    assert in_another_user(work) == 0
+
+
+@pytest.mark.parametrize(("owner", "copied"), [(0, False), (NOBODY, True)])
+def test_a_link_of_our_own_can_be_replaced_in_a_sticky_folder_too(place: Path, owner: int, copied: bool) -> None:
+    model = place / "model"
+    model.mkdir(mode=0o755)
+    file = verified(model, "model.gguf", b"A" * 1000)
+    file.source.chmod(0o444)
+    shared = place / "shared"
+    shared.mkdir()
+    shared.chmod(0o1777)
+    (shared / "link").symlink_to(model)
+    os.lchown(shared / "link", owner, owner)
+    through = Verified(file.path, file.digest, file.size, shared / "link" / "model.gguf")
+
+    def work() -> int:
+        with hold([through]) as held:
+            return int(held[0].copied is not copied)
+
+    assert in_another_user(work) == 0
+
+
+def test_the_containers_own_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "available", lambda: 999)
+    file = verified(tmp_path, "model.gguf", b"A" * 1000)
+    with pytest.raises(MachineError, match="expected 1000 bytes, found 999 available") as caught, hold([file]):
+        pytest.fail("handed out")
+    assert caught.value.exit_code == 50
 
 
 def test_root_is_never_trusted_not_to_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -68,11 +68,14 @@ ANCHOR_FILES = ("policy.toml", "policy.name", "root.json")
 """What of a home is the anchor of its runtime images."""
 _TITLE = "org.opencontainers.image.title"
 _VERSION = "org.opencontainers.image.version"
-_SCRIPT = """#!/opt/intaglio/bin/python -I
+SCRIPT = """#!/opt/intaglio/bin/python -I
+import gc
+gc.disable()  # whatever the guard makes, it needs until it is the server
 import sys
 from intaglio.guard.main import main
 sys.exit(main())
 """
+"""What starts the guard in an image: its program, with the Python beside it."""
 _ENTRYPOINT = (
     *("/opt/intaglio/bin/intaglio-guard", "--root", "/etc/intaglio", "--passport", "/passport", "--model", "/model"),
     *("--", "/env/bin/python", "-B", "-s", "-P", "/opt/server/server.py", "{request}"),
@@ -357,7 +360,7 @@ class _Counting:
 
 def _guard_entries(guard: Path) -> Iterable[Entry]:
     yield from layer.from_folder(guard, GUARD_FOLDER)
-    yield Entry(f"{GUARD_FOLDER}/bin/intaglio-guard", _SCRIPT.encode(), mode=0o555)
+    yield Entry(f"{GUARD_FOLDER}/bin/intaglio-guard", SCRIPT.encode(), mode=0o555)
 
 
 def _tree(files: Mapping[str, bytes]) -> Tree:

@@ -24,8 +24,7 @@ from intaglio.build import relay
 from intaglio.build.sandbox import FIRST_DESCRIPTOR, Limits, Mount, SandboxSpec, run
 from intaglio.build.supervisor import Outcome, Stop
 from intaglio.errors import LimitReached, StepFailed
-from intaglio.guard.memory import HeldFile, VerifiedFile, hold
-from intaglio.progress import Progress
+from intaglio.guard.memory import HeldFile
 from intaglio.strictjson import Object
 
 SOCKET = "/run/intaglio/server.sock"
@@ -57,30 +56,24 @@ class Service:
 
 def serve(
     *,
-    files: Sequence[VerifiedFile],
+    held: Sequence[HeldFile],
     service: Service,
     name: str,
-    port: int,
+    listener: socket.socket,
     log: Path,
     ready: Callable[[str], None],
-    progress: Progress | None = None,
 ) -> int:
-    """Serve the verified ``files`` as the model ``name`` until SIGINT or SIGTERM; return 0.
+    """Serve the files that are ``held``, and verified, as the model ``name`` until SIGINT or SIGTERM; return 0.
 
-    Must be called from the main thread. ``port`` 0 takes a free one; ``ready`` is given the address, as in
-    ``http://127.0.0.1:8000/v1``, once the server answers. The server's output is appended to ``log``.
+    Must be called from the main thread. Connections are taken from ``listener``, on loopback; ``ready`` is given its
+    address, as in ``http://127.0.0.1:8000/v1``, once the server answers. The server's output is appended to ``log``.
 
     Raises:
-        CorruptContent: a file has other bytes than those that were verified.
-        MachineError: the port is taken, the sandbox does not work, or there is not enough memory.
+        MachineError: the sandbox does not work.
         StepFailed: the server ended by itself or never answered; the message ends with its last lines.
         LimitReached: it reached one of its limits.
     """
-    with (
-        relay.listen(port) as listener,
-        hold(files, progress=progress) as held,
-        tempfile.TemporaryDirectory(prefix="intaglio-serve-") as folder,
-    ):
+    with tempfile.TemporaryDirectory(prefix="intaglio-serve-") as folder:
         place = Path(folder)
         spec = _spec(service, held, name, place)
         return asyncio.run(_Session(service, spec, place / "run", log, ready).serve(listener))

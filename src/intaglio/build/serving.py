@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -16,7 +17,10 @@ from intaglio.build.sandbox import Limits
 from intaglio.build.serve import Service
 from intaglio.build.stage import Room
 from intaglio.content.layout import Store
+from intaglio.content.modelpack import ModelImage
+from intaglio.content.runtime_image import open_image
 from intaglio.digest import Digest
+from intaglio.guard.memory import HeldFile, hold
 from intaglio.progress import Progress
 from intaglio.recipe.modelfile import RUNTIMES
 from intaglio.recipe.program import ServerProgram
@@ -40,7 +44,7 @@ class NamedFile(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class PlacedFile:
-    """A verified file, with where its bytes stand."""
+    """A file of an image, with where its bytes stand."""
 
     path: str
     digest: Digest
@@ -54,11 +58,24 @@ class Prepared:
 
     program: ServerProgram
     service: Service
-    store: Store
 
-    def placed(self, file: VerifiedFile) -> PlacedFile:
-        """Return ``file`` with the place of its blob."""
-        return PlacedFile(file.path, file.digest, file.size, self.store.path(file.digest))
+
+@contextlib.contextmanager
+def holding(store: Store, image: Digest, progress: Progress) -> Iterator[tuple[HeldFile, ...]]:
+    """Hold the files of a model image, so that one reading of their bytes does for the verdict and for the server.
+
+    Of a runtime image nothing is held: whoever verifies it says what it is.
+
+    Raises:
+        CorruptContent: the image, or a file, is not what its digest says.
+        MachineError: there is not enough memory for the copies.
+    """
+    what = f"image {image.short}"
+    model = open_image(store.read(image, what=what), what)
+    files = model.files if isinstance(model, ModelImage) else ()
+    placed = [PlacedFile(file.path, file.digest, file.size, store.path(file.digest)) for file in files]
+    with hold(placed, progress=progress) as held:
+        yield held
 
 
 def prepare(
@@ -100,7 +117,7 @@ def prepare(
         startup=float(program.limits.time),
         interfaces=program.interfaces,
     )
-    return Prepared(program, service, store)
+    return Prepared(program, service)
 
 
 def form(store: Store, files: Collection[NamedFile]) -> servers.Form:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -50,19 +51,24 @@ def command(
     bytes that it loads are those that were verified, whatever happens to the store meanwhile.
     """
     from intaglio import verify
-    from intaglio.build import serving
+    from intaglio.build import relay, serving
     from intaglio.build.serve import serve
 
     store = setting.existing_store
     image = store.resolve(reference)
-    report = verify.verify_image(
-        store, image, setting.policy(policy), listing=setting.listing(), progress=setting.progress
-    ).require()
-    setting.progress.note(f"verified {reference} {image}: {sum(rule.result == 'pass' for rule in report.rules)} rules")
-    with store.scratch("serve") as scratch:
+    with contextlib.ExitStack() as stack:
+        # The port first: who has to choose another one is told so before gigabytes are read.
+        listener = None if prepare else stack.enter_context(relay.listen(port))
+        held = () if prepare else stack.enter_context(serving.holding(store, image, setting.progress))
+        report = verify.verify_image(
+            store, image, setting.policy(policy), listing=setting.listing(), progress=setting.progress,
+            held={file.path: file.descriptor for file in held},
+        ).require()  # fmt: skip
+        passed = sum(rule.result == "pass" for rule in report.rules)
+        setting.progress.note(f"verified {reference} {image}: {passed} rules")
         service = serving.prepare(
             store,
-            scratch,
+            stack.enter_context(store.scratch("serve")),
             report.files,
             runtime or serving.recorded(store, image),
             context=context,
@@ -70,17 +76,16 @@ def command(
             progress=setting.progress,
         )
         about = {"image": str(image), "name": reference, "runtime": service.program.name}
-        if prepare:
+        if listener is None:
             setting.emit({**about, "prepared": True}, f"{reference}: ready to serve offline")
             return 0
         return serve(
-            files=[service.placed(file) for file in report.files],
+            held=held,
             service=service.service,
             name=reference,
-            port=port,
+            listener=listener,
             log=_log(store, image),
             ready=_announce(setting, about),
-            progress=setting.progress,
         )
 
 

@@ -1,20 +1,20 @@
 """Starting the server: over the very bytes that were verified, with hubs offline and remote code off.
 
 - The server is executed in the guard's place, with the guard's process id: nothing stands between it and its signals.
-- Files of sealed memory are handed on as open descriptors, and found by a folder of links to them.
+- Files of sealed memory are handed on as open descriptors, which the request names; so is the request, sealed itself.
+- For programs that open a folder there is one of links to them, which nobody may write to.
 - Where a port is asked for, a relay is started before, and dies with the server.
 """
 
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from intaglio import strictjson
 from intaglio.errors import MachineError, UsageError
-from intaglio.guard.memory import HeldFile
+from intaglio.guard.memory import HeldFile, sealed
 from intaglio.strictjson import Object
 
 SOCKET = "INTAGLIO_SOCKET"
@@ -58,19 +58,32 @@ def settings(environment: Mapping[str, str], default_name: str) -> Object:
 
 
 def lay_out(held: Sequence[HeldFile], model: Path) -> Path:
-    """Return a folder with the held files: ``model`` itself where no file had to be copied."""
+    """Return a folder with the held files: ``model`` itself where no file had to be copied.
+
+    Otherwise it is a new folder of links, closed as soon as they are there. It is for programs that
+    open a model by its folder; those that open files by the request never look into it. Another process of the very
+    same user could open it again and change a link: see docs/runtime-images.md, "What it holds against".
+    """
     if not any(file.copied for file in held):
         return model
     try:
-        folder = Path(tempfile.mkdtemp(prefix="intaglio-model-"))
+        folder = _private_folder(Path(os.environ.get("TMPDIR") or "/tmp"))  # noqa: S108 - made with 0700
         for file in held:
             place = folder / file.path
             place.parent.mkdir(parents=True, exist_ok=True)
             place.symlink_to(descriptor_path(file.descriptor) if file.copied else (model / file.path).absolute())
+        for path, _, _ in os.walk(folder):
+            Path(path).chmod(0o500)
     except OSError as error:
         raise MachineError(
             f"no folder for the model's links: {error.strerror}", hint="give the container a writable /tmp (--tmpfs)"
         ) from None
+    return folder
+
+
+def _private_folder(parent: Path) -> Path:
+    folder = parent / f"intaglio-model-{os.urandom(8).hex()}"
+    folder.mkdir(mode=0o700)
     return folder
 
 
@@ -80,12 +93,24 @@ def descriptor_path(descriptor: int) -> str:
 
 
 def request(held: Sequence[HeldFile], folder: Path, about: Object) -> str:
-    """Return the path of a request as server programs read it (``docs/serving.md``)."""
-    files: Object = {file.path: str(folder / file.path) for file in held}
+    """Return the path of a request as server programs read it (``docs/serving.md``): sealed, as the model is.
+
+    A copied file that is alone of its kind, as a GGUF file is, is named by its descriptor: whoever opens it passes
+    through no folder that could be changed. The parts of a split one are found by their names, beside each other.
+    """
+    kinds = [_kind(file) for file in held]
+    files: Object = {
+        file.path: descriptor_path(file.descriptor)
+        if file.copied and kinds.count(_kind(file)) == 1
+        else str(folder / file.path)
+        for file in held
+    }
     document: Object = {"protocol": 1, "model": {"files": files, "folder": str(folder)}, **about}
-    descriptor = os.memfd_create("request.json", 0)  # inherited: the server reads it
-    os.write(descriptor, strictjson.canonical(document))
-    return descriptor_path(descriptor)
+    return descriptor_path(sealed("request.json", strictjson.canonical(document)))
+
+
+def _kind(file: HeldFile) -> str:
+    return file.path.rpartition(".")[2].lower()
 
 
 def fill(argv: Sequence[str], values: Mapping[str, str]) -> list[str]:

@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import os
@@ -17,7 +16,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NoReturn
 
 from intaglio.content.bare import BareLayout
 from intaglio.content.modelpack import ModelImage
@@ -58,9 +56,17 @@ class RefusedError(Exception):
         self.line = line
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(message, hint="intaglio-guard [--root FILE|DIR] --passport DIR --model DIR -- SERVER ARGS…")
+USAGE = "intaglio-guard [--root FILE|DIR] --passport DIR --model DIR [--policy NAME] -- SERVER ARGS…"
+HELP = f"""usage: {USAGE}
+
+Verify a model, then become its server.
+
+  --root FILE|DIR   the anchor: a folder, a policy, a TUF root; default {anchor.DEFAULT}
+  --passport DIR    the model's manifest, signatures and claims
+  --model DIR       folder with the model's files
+  --policy NAME     the policy to judge by, instead of the anchor's own
+"""
+_OPTIONS = ("root", "passport", "model", "policy")
 
 
 def parse(argv: Sequence[str]) -> Request:
@@ -69,26 +75,38 @@ def parse(argv: Sequence[str]) -> Request:
     Raises:
         UsageError: it is none.
     """
-    words = list(argv)
-    parser = _Parser(prog="intaglio-guard", description="Verify a model, then become its server.", allow_abbrev=False)
-    parser.add_argument("--root", type=Path, default=anchor.DEFAULT, help="The anchor: a folder, a policy, a TUF root.")
-    parser.add_argument("--passport", type=Path, required=True, help="The model's manifest, signatures and claims.")
-    parser.add_argument("--model", type=Path, required=True, help="Folder with the model's files.")
-    parser.add_argument("--policy", help="Name of the policy to judge by, instead of the anchor's own.")
-    if "--" not in words:
-        if {"-h", "--help"} & set(words):
-            parser.parse_args(words)
+    words, dashes, server = _split(argv)
+    given: dict[str, str] = {}
+    while words:
+        name, equals, value = words.pop(0).partition("=")
+        if not name.startswith("--") or name[2:] not in _OPTIONS:
+            raise UsageError(f"unknown argument {name[:80]!r}", hint=USAGE)
+        if not equals:
+            if not words:
+                raise UsageError(f"{name}: expected a value", hint=USAGE)
+            value = words.pop(0)
+        given[name[2:]] = value
+    if not dashes or not server:
         raise UsageError("expected -- and the server's command line", hint="… -- /env/bin/python server.py {request}")
-    place = words.index("--")
-    given = parser.parse_args(words[:place])
-    server = tuple(words[place + 1 :])
-    if not server:
-        raise UsageError("expected the server's command line behind --")
-    return Request(given.root, given.passport, given.model, given.policy, server)
+    for name in ("passport", "model"):
+        if name not in given:
+            raise UsageError(f"expected --{name}", hint=USAGE)
+    root = Path(given["root"]) if "root" in given else anchor.DEFAULT
+    return Request(root, Path(given["passport"]), Path(given["model"]), given.get("policy"), server)
+
+
+def _split(argv: Sequence[str]) -> tuple[list[str], bool, tuple[str, ...]]:
+    """Return what stands before the first ``--``, whether there is one, and what stands behind it."""
+    words = list(argv)
+    place = words.index("--") if "--" in words else len(words)
+    return words[:place], place < len(words), tuple(words[place + 1 :])
 
 
 def main() -> int:
     """Verify, then become the server; return the exit status of a refusal."""
+    if {"-h", "--help"} & set(_split(sys.argv[1:])[0]):
+        sys.stdout.write(HELP)
+        return 0
     try:
         guard(parse(sys.argv[1:]), dict(os.environ), datetime.now(UTC))
     except RefusedError as refusal:

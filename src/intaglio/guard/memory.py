@@ -2,9 +2,10 @@
 
 - Bytes that a writer of our own user could change are copied, while they are hashed, into memory that nobody can change
   any more, ourselves included: sealed in-memory files (memfd_create(2), fcntl(2) "File Sealing").
-- Where blob and folder belong to another user and are closed to us, the open file is held as it is: only its owner,
-  who could as well have chosen the bytes, can change it.
-- Either way the bytes are hashed here once more, and a file that is not the one that was verified is refused.
+- Where blob, folder and every folder above belong to another user and are closed to us, the open file is held as it
+  is: only its owner, who could as well have chosen the bytes, can change it or put another in its place.
+- Copies that memory has no room for are refused before the first byte is copied: by what the container may take, too.
+- Either way the bytes are hashed here, and a file that is not the one that its image names is refused.
 """
 
 from __future__ import annotations
@@ -16,22 +17,25 @@ import hashlib
 import os
 import stat
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from intaglio.digest import CHUNK, Digest
 from intaglio.errors import CorruptContent, MachineError
+from intaglio.guard.available import available
+from intaglio.parallel import each
 from intaglio.progress import Progress, Silent, Task
 
 _SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 _EXEC_OFF = 0x0008
 """MFD_NOEXEC_SEAL (Linux 6.3): not executable, and never to become so."""
+_MAX_LINKS = 40
+"""What the kernel follows (path_resolution(7))."""
 
 
 class VerifiedFile(Protocol):
-    """A file of an image whose bytes have been verified where they stand."""
+    """A file as an image's manifest promises it."""
 
     @property
     def path(self) -> str:
@@ -66,10 +70,10 @@ class HeldFile:
 
 @contextlib.contextmanager
 def hold(files: Sequence[VerifiedFile], *, progress: Progress | None = None) -> Iterator[tuple[HeldFile, ...]]:
-    """Hash the files again, in parallel, and hold them until the context ends.
+    """Hash the files, each once and in parallel, and hold them until the context ends.
 
     Raises:
-        CorruptContent: a file has other bytes than those that were verified.
+        CorruptContent: a file has other bytes than its digest says.
         MachineError: there is not enough memory for the copies, or a file cannot be read.
     """
     total = sum(file.size for file in files)
@@ -86,8 +90,9 @@ def hold(files: Sequence[VerifiedFile], *, progress: Progress | None = None) -> 
             copies.append(_memory(file.path) if copy else None)
             if copies[-1] is not None:
                 stack.callback(os.close, copies[-1])
-        with ThreadPoolExecutor(max(1, min(len(files), os.cpu_count() or 1))) as pool:
-            list(pool.map(_hash, files, opened, copies, [task] * len(files)))
+        work = list(zip(files, opened, copies, strict=True))
+        work.sort(key=lambda one: -one[0].size)  # so that no core waits for one that began the largest last
+        each(lambda one: _hash(*one, task), work, len(os.sched_getaffinity(0)))
         yield tuple(
             HeldFile(file.path, file.size, descriptor if copy is None else copy, copied=copy is not None)
             for file, descriptor, copy in zip(files, opened, copies, strict=True)
@@ -101,9 +106,7 @@ def _open(file: VerifiedFile) -> int:
         if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
             found = "none" if error.errno != errno.ELOOP else "a symbolic link"
             raise CorruptContent(f"{file.path}: expected a regular file at {file.source}, found {found}") from None
-        raise MachineError(
-            f"{file.path}: its verified bytes cannot be read any more: {error.strerror}", hint="verify it again"
-        ) from None
+        raise MachineError(f"{file.path}: cannot be read: {error.strerror}", hint="verify it again") from None
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise CorruptContent(f"{file.path}: expected a regular file where it was verified, found something else")
@@ -111,24 +114,73 @@ def _open(file: VerifiedFile) -> int:
 
 
 def _theirs(source: Path, descriptor: int) -> bool:
-    """Return whether only another user can change the open file: neither owner nor mode lets us in."""
+    """Return whether only another user can change the open file, or put another in its place.
+
+    Neither it nor its folder may be ours or writable to us. The folders above, links on the way, and the folders that
+    those stand in, must be such that we cannot rename or replace them: another's, and folders closed to us or sticky.
+    """
     user = os.geteuid()
-    owners = {os.fstat(descriptor).st_uid, os.stat(source.parent).st_uid}
-    if user == 0 or user in owners:
+    if user == 0 or os.fstat(descriptor).st_uid == user:
         return False
-    places = (f"/proc/self/fd/{descriptor}", os.fspath(source.parent))
-    return not any(os.access(place, os.W_OK, effective_ids=True) for place in places)
+    if os.access(f"/proc/self/fd/{descriptor}", os.W_OK, effective_ids=True):
+        return False
+    near = source.parent.resolve()
+    return all(_closed(place, user, sticky=place != near) for place in _passed(source))
+
+
+def _passed(source: Path) -> Iterator[Path]:
+    """Yield every folder that is looked into on the way to ``source``, and every link on it."""
+    folder, links = Path("/"), 0
+    pending = _names(Path.cwd() / source)
+    while pending:
+        yield folder
+        name = pending.pop()
+        place = folder.parent if name == ".." else folder / name  # no link stands in folder: its parent is its parent
+        if not place.is_symlink():
+            folder = place
+            continue
+        yield place
+        links += 1
+        if links > _MAX_LINKS:
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), os.fspath(source))
+        target = place.readlink()
+        pending += _names(target)
+        folder = Path("/") if target.is_absolute() else folder
+
+
+def _names(path: Path) -> list[str]:
+    """Return the names in ``path``, the first one last."""
+    return [part for part in reversed(path.parts) if part != "/"]
+
+
+def _closed(place: Path, user: int, *, sticky: bool) -> bool:
+    """Return whether a folder or link is another's, in whose folder ``user`` can replace nothing of another's."""
+    about = place.lstat()
+    if about.st_uid == user:
+        return False
+    if stat.S_ISLNK(about.st_mode) or (sticky and about.st_mode & stat.S_ISVTX):
+        return True
+    return not os.access(place, os.W_OK, effective_ids=True)
 
 
 def _require_memory(needed: int) -> None:
-    with open("/proc/meminfo", encoding="ascii") as stream:
-        fields = dict(line.split(":", 1) for line in stream)
-    available = int(fields["MemAvailable"].split()[0]) * 1024
-    if needed > available:
+    found = available() if needed else 0
+    if needed > found:
         raise MachineError(
-            f"not enough memory for the model's verified copy: expected {needed} bytes, found {available} available",
-            hint="serve from a store that another user owns and this one cannot write to: it is then not copied",
+            f"not enough memory for the model's verified copy: expected {needed} bytes, found {found} available "
+            "to this process",
+            hint="give the container more (--memory), or serve files that another user owns and this one cannot write "
+            "to: they are then not copied",
         )
+
+
+def sealed(name: str, data: bytes) -> int:
+    """Return a new descriptor of an in-memory file that holds ``data`` for good; other programs inherit it."""
+    descriptor = _memory(name)
+    _write(descriptor, memoryview(data))
+    _seal(descriptor)
+    os.set_inheritable(descriptor, True)
+    return descriptor
 
 
 def _memory(name: str) -> int:
@@ -162,7 +214,11 @@ def _hash(file: VerifiedFile, source: int, copy: int | None, task: Task) -> None
             hint="these are not the image's bytes, or something changed them; `intaglio store verify` checks a store",
         )
     if copy is not None:
-        fcntl.fcntl(copy, fcntl.F_ADD_SEALS, _SEALS)
+        _seal(copy)
+
+
+def _seal(descriptor: int) -> None:
+    fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SEALS)
 
 
 def _write(descriptor: int, data: memoryview) -> None:

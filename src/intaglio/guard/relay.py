@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import ctypes
 import errno
+import gc
 import os
 import signal
 import socket
@@ -38,6 +39,7 @@ def start(port: int, path: str) -> None:
         listener.close()
         return
     try:
+        gc.enable()  # a guard that is short-lived may go without; a relay is not
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() == parent:
             asyncio.run(serve(listener, lambda: connect(path)))
@@ -58,7 +60,9 @@ def listen(host: str, port: int) -> socket.socket:
         listener.listen(128)
     except OSError as error:
         listener.close()
-        raise MachineError(f"cannot listen on {host}:{port}: {error.strerror}", hint="choose another port") from None
+        raise MachineError(
+            f"cannot listen on {host}:{port}: {error.strerror}", hint="choose another port: --port, or INTAGLIO_PORT"
+        ) from None
     return listener
 
 

@@ -11,7 +11,6 @@ import re
 import tomllib
 from collections.abc import Collection, Iterable, Mapping
 from datetime import timedelta
-from difflib import get_close_matches
 from typing import Any, TypeAlias
 
 from intaglio.errors import NotVerifiable
@@ -124,6 +123,8 @@ class Reader:
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return the end of a message about the unknown ``word``: the nearest known one, if any is near."""
+    from difflib import get_close_matches
+
     near = get_close_matches(word, list(known), 1)
     return f"; did you mean {near[0]}?" if near else ""
 

@@ -19,7 +19,6 @@ from pathlib import Path
 from tuf.api.metadata import Root
 
 from intaglio import strictjson
-from intaglio.content.intake import replace_file
 from intaglio.errors import CorruptContent, MachineError, NotVerifiable, VerificationError
 from intaglio.trust import freshness, metadata
 
@@ -147,6 +146,8 @@ class Kept:
 
     def write(self, name: str, data: bytes) -> None:
         """Keep a file, unless it is there as it should be."""
+        from intaglio.content.intake import replace_file
+
         path = self.folder / name
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import binascii
 import hashlib
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric import ec
 
 _WRONG = "the private key cannot be opened: wrong passphrase, or the file is damaged"
+_SPKI = bytes.fromhex("3059301306072a8648ce3d020106082a8648ce3d03010703420004")
+"""What stands before the coordinates in the DER of an uncompressed P-256 public key (RFC 5480, section 2)."""
 
 
 class KeyId(Digest):
@@ -36,12 +39,11 @@ class PublicKey:
     """The key as OpenSSL writes it, one final newline included: its sha256 is the hint that OMS bundles carry."""
 
     def __init__(self, key: ec.EllipticCurvePublicKey) -> None:
-        from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-
         self._key = key
-        spki = PublicFormat.SubjectPublicKeyInfo
-        self.id = KeyId("sha256:" + hashlib.sha256(key.public_bytes(Encoding.DER, spki)).hexdigest())
-        self.pem = key.public_bytes(Encoding.PEM, spki).decode("ascii")
+        numbers = key.public_numbers()
+        der = _SPKI + numbers.x.to_bytes(32, "big") + numbers.y.to_bytes(32, "big")
+        self.id = KeyId("sha256:" + hashlib.sha256(der).hexdigest())
+        self.pem = _pem(der)
 
     @classmethod
     def from_pem(cls, pem: str | bytes, *, what: str = "public key") -> PublicKey:
@@ -50,11 +52,18 @@ class PublicKey:
         Raises:
             NotVerifiable: no PEM public key, or one of another kind or curve.
         """
-        from cryptography.exceptions import UnsupportedAlgorithm
         from cryptography.hazmat.primitives.asymmetric import ec
-        from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
         data = pem.encode("utf-8", "replace") if isinstance(pem, str) else pem
+        point = _point(data)
+        if point is not None:
+            try:
+                return cls(ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP256R1(), point))
+            except ValueError:  # not on the curve: said below as whatever else is wrong
+                pass
+        from cryptography.exceptions import UnsupportedAlgorithm
+        from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
         hint = "`intaglio key show NAME --public` prints one"
         try:
             key = load_pem_public_key(data)
@@ -84,6 +93,26 @@ class PublicKey:
 
     def __repr__(self) -> str:
         return f"PublicKey({self.id.short})"
+
+
+def _pem(der: bytes) -> str:
+    """Return a public key's DER as OpenSSL writes it in PEM."""
+    text = binascii.b2a_base64(der, newline=False).decode("ascii")
+    lines = (text[place : place + 64] for place in range(0, len(text), 64))
+    return "\n".join(("-----BEGIN PUBLIC KEY-----", *lines, "-----END PUBLIC KEY-----\n"))
+
+
+def _point(pem: bytes) -> bytes | None:
+    """Return the point of a P-256 key whose PEM is the one that :func:`_pem` writes; nothing of any other.
+
+    Only then can the part of the library that reads all kinds of keys stay where it is: it takes long to import.
+    """
+    try:
+        der = binascii.a2b_base64(b"".join(pem.split(b"\n")[1:-2]), strict_mode=True)
+    except ValueError:
+        return None
+    known = len(der) == len(_SPKI) + 64 and der.startswith(_SPKI) and _pem(der).encode("ascii") == pem
+    return der[len(_SPKI) - 1 :] if known else None
 
 
 class PrivateKey:

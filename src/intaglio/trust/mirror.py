@@ -10,13 +10,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from intaglio.content.layout import Store
 from intaglio.content.tree import TREE_TYPE, File, Tree
 from intaglio.digest import Digest
 from intaglio.errors import CorruptContent, SourceUnreachable
 from intaglio.trust.target import FILES, MAX_FILE, MAX_SIZE, Target
+
+if TYPE_CHECKING:
+    from intaglio.content.layout import Store
 
 BLOBS = "blobs/sha256"
 """Folder of the files of policies and keys, by the hex of their sha256."""

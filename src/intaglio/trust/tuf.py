@@ -21,7 +21,6 @@ from typing import TypeVar
 
 from tuf.api.metadata import Root, Snapshot, Targets, Timestamp
 
-from intaglio.content.intake import replace_file
 from intaglio.digest import Digest
 from intaglio.errors import (
     CorruptContent,
@@ -208,6 +207,8 @@ def set_anchor(home: Path, data: bytes, *, replace: bool = False) -> Root:
         CorruptContent, Untrusted: it is no root, or does not sign itself.
         UsageError: there is another anchor, and it is not to be replaced.
     """
+    from intaglio.content.intake import replace_file
+
     root = metadata.anchor(data)
     path = home / ANCHOR
     if path.exists() and path.read_bytes() != data:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import pickle
+import pickletools
 import zipfile
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.images import Gguf, model_files, safetensors
 
-from intaglio.content.formats.inspect import Inspected, format_of, inspect
+from intaglio.content.formats.inspect import OPERATIONS, Inspected, format_of, inspect
 from intaglio.errors import CorruptContent, PolicyRefusal, VerificationError
 
 
@@ -91,6 +92,10 @@ def test_programs_and_archives_as_text(data: bytes) -> None:
 def test_text_that_is_none(data: bytes) -> None:
     with pytest.raises(CorruptContent):
         look("notes.txt", data)
+
+
+def test_what_a_pickle_can_begin_with() -> None:
+    assert {one.code.encode("latin-1") for one in pickletools.opcodes} == OPERATIONS, "another Python knows others"
 
 
 def test_prose_is_not_taken_for_a_pickle() -> None:

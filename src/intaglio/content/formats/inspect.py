@@ -51,6 +51,8 @@ _MAGICS = (
     (b"\x1f\x8b", "a gzip archive"),
 )
 _RISKY = {"GLOBAL", "STACK_GLOBAL", "INST", "REDUCE", "OBJ", "NEWOBJ", "NEWOBJ_EX", "BUILD"}
+OPERATIONS = frozenset(bytes([code]) for code in (*b"().012BCFGIJKLMNPQRSTUVX]abcdeghijlopqrstu}", *range(0x80, 0x99)))
+"""What a pickle can begin with: its operations, one byte each (:data:`pickletools.opcodes`)."""
 _MAX_OPERATIONS = 1_000_000
 """Text that disassembles for so long is one."""
 _REMOTE = ("auto_map", "trust_remote_code", "custom_pipelines")
@@ -134,6 +136,8 @@ def _decode(data: bytes, path: str) -> str:
 
 def _is_pickle(data: bytes) -> bool:
     """Return whether ``data`` is a pickle (protocol 0 is plain ASCII) that would call or build something."""
+    if data[:1] not in OPERATIONS:
+        return False  # what the disassembler would say, too; it takes long to import
     import pickletools
 
     risky = False

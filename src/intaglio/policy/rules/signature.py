@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 
 from intaglio.content.modelpack import SIMPLE_SIGNING_TYPE, ModelImage
@@ -16,7 +17,7 @@ from intaglio.policy.document import Policy
 from intaglio.policy.evidence import Evidence
 from intaglio.trust.cosign import open_cosign
 from intaglio.trust.key import PublicKey
-from intaglio.trust.signature import read_bundle
+from intaglio.trust.signature import Envelope, read_bundle
 from intaglio.trust.statement import (
     COSIGN_SIGN,
     MODEL_SIGNING,
@@ -102,8 +103,7 @@ def find_statements(
     faults: list[VerificationError] = []
     for what, data in attachments:
         try:
-            envelope = read_bundle(data, what=what)
-            statement = read(envelope.payload, what=f"{what}, the signed statement")
+            envelope, statement = _opened(what, data)
             if statement.predicate_type == predicate_type:
                 found.append(Signed(statement, envelope.open(keys, what=f"{kind}, {what}")))
         except VerificationError as error:
@@ -113,6 +113,13 @@ def find_statements(
     # A stranger's signature says more about what is missing here than something that is no bundle at all.
     faults.sort(key=lambda error: not isinstance(error, Untrusted))
     raise faults[0] if faults else Untrusted(f"no {kind} by a key that the policy names")
+
+
+@functools.lru_cache(maxsize=256)
+def _opened(what: str, data: bytes) -> tuple[Envelope, Statement]:
+    """Return what stands in a bundle, unverified: several rules ask, and reading it again gives the same."""
+    envelope = read_bundle(data, what=what)
+    return envelope, read(envelope.payload, what=f"{what}, the signed statement")
 
 
 def _covers(statement: Statement, model: ModelImage) -> bool:
