@@ -39,8 +39,8 @@ proof: setup-test ## Run what is long, and write its tables to docs/proof/
 	$(BIN)/python -m pytest tests -m long
 	$(BIN)/python -m benchmarks.proof
 
-bench: setup-test ## Measure ingest, verification, sandbox and cached builds
-	$(BIN)/python -m benchmarks
+bench: setup-test ## Measure ingest, verification, sandbox, transport and cached builds
+	$(BIN)/python -m benchmarks --step tune
 
 docs: setup-docs ## Build the documentation into site/, every link checked
 	$(BIN)/mkdocs build --strict

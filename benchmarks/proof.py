@@ -1,8 +1,9 @@
 """Prove at length what the tests show in small, and write the tables to ``docs/proof/``.
 
-    python -m benchmarks.proof [reproduce] [kills] [variants] [gate] [servers] [benchmarks] [--recipe tiny] [--kills 50]
+    python -m benchmarks.proof [PART]… [--recipe tiny] [--kills 50]
 
-Without names all of them run. Each writes its page as soon as it is done; the exit status is 1 where one failed.
+Without names all of them run. Each writes its page as soon as it is done, those of many rows after each row; the exit
+status is 1 where one failed.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import argparse
 import random
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +31,8 @@ class Options:
     seed: int = 1
     rounds: int = 7
     scratch: Path = scratch.DEFAULT
+    output: Path = run.PROOF
+    """Where the pages go."""
 
 
 def _reproduce(options: Options) -> Report:
@@ -91,17 +94,18 @@ def _variants(options: Options) -> Report:
     return variants.report(rows, command, about)
 
 
-def _benchmarks(options: Options) -> Report:
+def _benchmarks(options: Options) -> Iterator[Report]:
     demo = recipe(options.recipe).name == recipe("demo").name
     command = f"python -m benchmarks.run --rounds {options.rounds}{' --demo' if demo else ''}"
-    return run.measure(run.Options(options.rounds, demo=demo, scratch=options.scratch, command=command))
+    given = run.Options(options.rounds, demo=demo, scratch=options.scratch, command=command, output=options.output)
+    return run.measure(given)
 
 
 def _say(what: str) -> Callable[[str], None]:
     return lambda text: print(f"{what}: {text}", file=sys.stderr, flush=True)
 
 
-_WORK: dict[str, Callable[[Options], Report]] = {
+_WORK: dict[str, Callable[[Options], Report | Iterable[Report]]] = {
     "reproduce": _reproduce,
     "kills": _kills,
     "variants": _variants,
@@ -124,14 +128,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     if not set(chosen.parts) <= set(PARTS):
         parser.error(f"expected some of {', '.join(PARTS)}, found {' '.join(chosen.parts)}")
-    options = Options(chosen.recipe, chosen.kills, chosen.seed, chosen.rounds, chosen.scratch)
+    options = Options(
+        recipe=chosen.recipe,
+        kills=chosen.kills,
+        seed=chosen.seed,
+        rounds=chosen.rounds,
+        scratch=chosen.scratch,
+        output=chosen.output,
+    )
     passed = True
     for part in chosen.parts or PARTS:
-        report = _WORK[part](options)
-        page = report.write(chosen.output)
-        print(report.markdown())
-        print(f"{part}: {'passed' if report.passed else 'FAILED'}, written to {page}", file=sys.stderr, flush=True)
-        passed &= report.passed
+        found = _WORK[part](options)
+        pages = run.write([found] if isinstance(found, Report) else found, chosen.output)
+        passed &= all(page.passed for page in pages)
     return 0 if passed else 1
 
 
