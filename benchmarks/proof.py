@@ -1,6 +1,6 @@
 """Prove at length what the tests show in small, and write the tables to ``docs/proof/``.
 
-    python -m benchmarks.proof [PART]… [--recipe tiny] [--kills 50]
+    python -m benchmarks.proof [PART]… [--recipe tiny] [--runtime vllm]… [--kills 50]
 
 Without names all of them run. Each writes its page as soon as it is done, those of many rows after each row; the exit
 status is 1 where one failed.
@@ -15,11 +15,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks import gate, kills, machine, reproduce, run, scratch, servers, variants
+from benchmarks import gate, kills, machine, reproduce, run, runtime_twice, scratch, servers, variants
 from benchmarks.program import Program, recipe, snapshot
+from benchmarks.reproduce import Pair
 from benchmarks.table import Report
 
-PARTS = ("reproduce", "kills", "variants", "gate", "servers", "benchmarks")
+PARTS = ("reproduce", "runtime", "kills", "variants", "gate", "servers", "benchmarks")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,8 @@ class Options:
     """What to prove, and how thoroughly."""
 
     recipe: str = "demo"
+    runtimes: tuple[str, ...] = ("llama.cpp",)
+    """Those whose images are built twice."""
     kills: int = 50
     seed: int = 1
     rounds: int = 7
@@ -42,6 +45,24 @@ def _reproduce(options: Options) -> Report:
         pair = reproduce.prove(recipe(options.recipe), place, _say("reproduce"))
     data = {"first": dict(pair.first.answer), "second": dict(pair.second.answer)}
     return Report("reproduce", "One recipe, two strangers", command, about, pair.tables(), data, pair.same)
+
+
+def _runtime(options: Options) -> Iterator[Report]:
+    """Yield the page anew after each runtime image."""
+    command = f"python -m benchmarks.proof runtime{''.join(f' --runtime {name}' for name in options.runtimes)}"
+    with scratch.folder(options.scratch) as place:
+        about = machine.describe(place)
+        pairs: list[Pair] = []
+        for pair in runtime_twice.prove(place, options.runtimes, _say("runtime")):
+            pairs.append(pair)
+            data = {
+                "images": {
+                    one.recipe: {"first": dict(one.first.answer), "second": dict(one.second.answer)} for one in pairs
+                }
+            }
+            tables = tuple(table for one in pairs for table in one.tables())
+            same = all(one.same and bool(one.first.runtime) for one in pairs)
+            yield Report("runtime", "Runtime images, two strangers", command, about, tables, data, same)
 
 
 def _kills(options: Options) -> Report:
@@ -107,6 +128,7 @@ def _say(what: str) -> Callable[[str], None]:
 
 _WORK: dict[str, Callable[[Options], Report | Iterable[Report]]] = {
     "reproduce": _reproduce,
+    "runtime": _runtime,
     "kills": _kills,
     "variants": _variants,
     "gate": _gate,
@@ -120,6 +142,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; none: all")
     parser.add_argument("--recipe", default="demo", help="recipe to build twice and to measure: demo, tiny, or a name")
+    parser.add_argument(
+        "--runtime",
+        action="append",
+        choices=runtime_twice.RUNTIMES,
+        help="runtime whose image is built twice; may be repeated; none: llama.cpp",
+    )
     parser.add_argument("--kills", type=int, default=50, help="how many builds to kill")
     parser.add_argument("--seed", type=int, default=1, help="where the random moments come from")
     parser.add_argument("--rounds", type=int, default=7, help="rounds of the benchmarks")
@@ -130,6 +158,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"expected some of {', '.join(PARTS)}, found {' '.join(chosen.parts)}")
     options = Options(
         recipe=chosen.recipe,
+        runtimes=tuple(chosen.runtime or ("llama.cpp",)),
         kills=chosen.kills,
         seed=chosen.seed,
         rounds=chosen.rounds,
