@@ -106,13 +106,11 @@ def _servers(options: Options) -> Report:
         return servers.prove(home, place / "forms")
 
 
-def _variants(options: Options) -> Report:
+def _variants(options: Options) -> Iterator[Report]:
     tiny = recipe(options.recipe).name == recipe("tiny").name
-    command = f"python -m benchmarks.variants{' --tiny' if tiny else ''}"
     with scratch.folder(options.scratch) as place:
-        about = machine.describe(place)
-        rows = variants.prove(place, "tiny" if tiny else "smollm2", (), serving=True, note=_say("variants"))
-    return variants.report(rows, command, about)
+        base = variants.TINY if tiny else variants.SMOLLM2
+        yield from variants.reports(place, options.output, base, (), serving=True, note=_say("variants"))
 
 
 def _benchmarks(options: Options) -> Iterator[Report]:
