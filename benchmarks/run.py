@@ -23,6 +23,7 @@ from benchmarks.table import Report, Table, earlier
 KINDS = ("ingest", "process", "sandbox", "step", "verification", "transport")
 PROOF = ROOT / "docs" / "proof"
 MIB = 1 << 20
+_PLACES = ("--home", "--scratch", "--output")
 TUNE = "tune"
 """The step ``tune`` of the tiny recipe, and with ``--demo`` of the demo's: full fine-tuning as it is shipped."""
 
@@ -184,11 +185,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         demo=chosen.demo,
         home=chosen.home.absolute() if chosen.home else None,
         scratch=chosen.scratch,
-        command=" ".join(["python -m benchmarks.run", *given]),
+        command=" ".join(["python -m benchmarks.run", *_without_places(given)]),
         output=chosen.output,
     )
     pages = write(measure(options), chosen.output)
     return 0 if all(page.passed for page in pages) else 1
+
+
+def _without_places(given: Sequence[str]) -> Iterator[str]:
+    """Yield the arguments but those that name places of this machine."""
+    kept = iter(given)
+    for argument in kept:
+        if argument in _PLACES:
+            next(kept, None)
+        elif not argument.startswith(tuple(f"{name}=" for name in _PLACES)):
+            yield argument
 
 
 def write(reports: Iterable[Report], folder: Path) -> list[Report]:

@@ -18,7 +18,7 @@ def test_measuring_writes_a_page_and_exits_by_the_targets(tmp_path, module):
     document = json.loads((tmp_path / "proof" / "ingest.json").read_text(encoding="utf-8"))
     assert done.returncode == (0 if document["passed"] else 1), done.stderr
     assert document["bytes"] == 4 << 20
-    assert document["command"].startswith("python -m benchmarks.run --only ingest")
+    assert document["command"] == "python -m benchmarks.run --only ingest --rounds 1 --size 1", "and no path of ours"
     assert (tmp_path / "proof" / "ingest.md").read_text(encoding="utf-8") + "\n" == done.stdout
     assert list((tmp_path / "scratch").iterdir()) == []
 
