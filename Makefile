@@ -36,11 +36,13 @@ format: setup-lint ## Rewrite the sources in the house style
 	$(BIN)/ruff format .
 
 proof: setup-test ## Run what is long, and write its tables to docs/proof/
-	$(BIN)/python -m pytest tests -m long
-	$(BIN)/python -m benchmarks.proof
+	@status=0; \
+	$(BIN)/python -m pytest tests -m long || status=$$?; \
+	$(BIN)/python -m benchmarks.proof || status=$$?; \
+	exit $$status
 
-bench: setup-test ## Measure ingest, verification, sandbox and cached builds
-	$(BIN)/python -m benchmarks
+bench: setup-test ## Measure ingest, verification, sandbox, transport and cached builds
+	$(BIN)/python -m benchmarks --step tune
 
 docs: setup-docs ## Build the documentation into site/, every link checked
 	$(BIN)/mkdocs build --strict

@@ -3,6 +3,7 @@
 - Both begin with an empty store and an empty download cache; they share the keys, the trusted source, the bytes of the
   recipe and an engine that is installed from this checkout as a wheel, where any user can read it.
 - What differs: directories, ``PYTHONHASHSEED``, and, as root, user (:data:`USER`) and host name.
+- The anchor, which a runnable image contains, is the same on both sides: both homes are copies of one.
 - Compared are all blobs of both stores; a blob is named by its digest, and both stores are verified first.
 """
 
@@ -13,6 +14,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -21,12 +23,15 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.program import ROOT, Program
+from benchmarks.scratch import discard
 from benchmarks.table import Table, verdict
+from intaglio.content.runtime_image import IMAGE_CONFIG_TYPE
 
 USER = 12345
 """A user that no machine has."""
 _HOST = "elsewhere"
 _OTHER = "files of models and toolchains, configs, preimages of keys"
+_RUNTIME = "runtime image"
 _AS_OTHER = 'hostname "$1" && shift && exec "$@"'
 
 
@@ -43,6 +48,12 @@ class Built:
     seconds: float
     what: tuple[str, str, str, str]
     """Directory, ``PYTHONHASHSEED``, user and host name, in words."""
+
+    @property
+    def runtime(self) -> str:
+        """The digest of the runnable image; empty where the recipe asks for none."""
+        made = self.answer.get("runtime")
+        return str(made["image"]) if made else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +74,7 @@ class Pair:
     @staticmethod
     def _outputs(built: Built) -> list[tuple[str, str, str]]:
         steps = [(step["name"], step["key"], step["output"]) for step in built.answer["steps"]]
-        return [*steps, ("image", "", built.answer["image"])]
+        return [*steps, ("image", "", built.answer["image"]), ("runtime image", "", built.runtime)]
 
     def tables(self) -> tuple[Table, ...]:
         """Return what differed and what came out."""
@@ -76,6 +87,8 @@ class Pair:
         for ours, theirs in zip(self.first.answer["steps"], self.second.answer["steps"], strict=True):
             rows.append((f"output of `{ours['name']}`", *self._compared(ours["output"], theirs["output"])))
         rows.append(("image", *self._compared(self.first.answer["image"], self.second.answer["image"])))
+        if self.first.runtime or self.second.runtime:
+            rows.append(("runtime image", *self._compared(self.first.runtime, self.second.runtime)))
         ours_by, theirs_by = Counter(self.first.kinds.values()), Counter(self.second.kinds.values())
         for kind in sorted({*ours_by, *theirs_by}):
             mine = {digest for digest, found in self.first.kinds.items() if found == kind}
@@ -94,23 +107,43 @@ class Pair:
 
 def prove(recipe: Path, scratch: Path, note: Callable[[str], None]) -> Pair:
     """Build ``recipe`` twice below ``scratch`` and return both."""
-    scratch.chmod(0o755)
-    note("installing the engine from this checkout")
-    executable = install(scratch / "engine")
-    first = _Side(scratch / "a", "1", executable, None)
-    first.prepare(recipe)
-    first.program.run("init")
-    note("publishing a trusted source that both read")
-    first.program.trust(scratch / "publisher")
-    second = _Side(scratch / "b" / "another place", "2", executable, _other_prefix())
-    second.prepare(recipe)
-    shutil.copytree(first.program.home, second.program.home)
-    second.hand_over()
-    note(f"building {recipe.name} the first time")
-    one = first.build()
-    note(f"building {recipe.name} the second time")
-    two = second.build()
-    return Pair(recipe.name, one, two)
+    return Strangers(scratch, note).build(recipe)
+
+
+class Strangers:
+    """The engine, installed, and the home that each of the two gets a copy of."""
+
+    def __init__(self, scratch: Path, note: Callable[[str], None]) -> None:
+        """Install the engine below ``scratch``, make keys, and publish what both trust."""
+        self._scratch = scratch
+        self._note = note
+        scratch.chmod(0o755)
+        note("installing the engine from this checkout")
+        self._executable = install(scratch / "engine")
+        self._home = _Side(scratch / "origin", "1", self._executable, None)
+        self._home.prepare()
+        self._home.program.run("init")
+        note("publishing a trusted source that both read")
+        self._home.program.trust(scratch / "publisher")
+
+    def build(self, recipe: Path) -> Pair:
+        """Build ``recipe`` twice and return both; recipes beside it, whose files it may read, are copied, too."""
+        place = Path(tempfile.mkdtemp(dir=self._scratch))
+        place.chmod(0o755)
+        sides = (
+            _Side(place / "a", "1", self._executable, None),
+            _Side(place / "b" / "another place", "2", self._executable, _other_prefix()),
+        )
+        for side in sides:
+            side.prepare()
+            side.take(recipe, self._home.program.home)
+            side.hand_over()
+        built = []
+        for side, word in zip(sides, ("first", "second"), strict=True):
+            self._note(f"building {recipe.name} the {word} time")
+            built.append(side.build())
+        discard(place)
+        return Pair(recipe.name, *built)
 
 
 def install(place: Path) -> Path:
@@ -155,12 +188,16 @@ class _Side:
         }
         self.program = Program(place / "home", executable, variables, prefix or ())
 
-    def prepare(self, recipe: Path) -> None:
-        """Make its folders, and its copy of the recipe."""
+    def prepare(self) -> None:
+        """Make its folders."""
         for name in ("user", "tmp"):
             (self._place / name).mkdir(parents=True)
-        self._recipe = self._place / recipe.name
-        shutil.copytree(recipe, self._recipe)
+
+    def take(self, recipe: Path, home: Path) -> None:
+        """Copy ``recipe`` with all that stands beside it, and ``home``."""
+        shutil.copytree(recipe.parent, self._place / "modelfiles")
+        self._recipe = self._place / "modelfiles" / recipe.name
+        shutil.copytree(home, self.program.home)
 
     def hand_over(self) -> None:
         """Give everything to the other user, if there is one."""
@@ -197,6 +234,9 @@ def inventory(store: Path) -> tuple[dict[str, str], int]:
     for name, manifest in manifests.items():
         kind = _kind(manifest)
         kinds[name] = f"{kind} manifests"
+        if kind == _RUNTIME:
+            for layer in manifest["layers"]:
+                kinds[layer["digest"].removeprefix("sha256:")] = "layers of runtime images"
         if kind in ("claim", "signature"):  # a lineage holds claims again
             for layer in manifest["layers"]:
                 kinds[layer["digest"].removeprefix("sha256:")] = f"signed statements of {kind}s"
@@ -221,4 +261,6 @@ def _kind(manifest: Mapping[str, Any]) -> str:
         return "lineage"
     if "subject" in manifest:
         return "signature"
+    if manifest.get("config", {}).get("mediaType") == IMAGE_CONFIG_TYPE:
+        return _RUNTIME
     return "tree" if "tree" in kind else "image"

@@ -1,8 +1,9 @@
-"""What serves what: every server program that reads safetensors over every form, against what it says of itself.
+"""What serves what: every server program over every form, against what it says of itself.
 
     python -m benchmarks.servers [--home HOME] [--only vllm]
 
-- A tiny model is made from a seed, and of it every form that the libraries here can write (``tests/builder/forms.py``).
+- A tiny model is made from a seed, and of it every form that the libraries here can write (``tests/builder/forms.py``),
+  GGUF among them.
 - Each server program is run bare over each form, also over those that it does not declare: one that it serves all the
   same is a mistake of the table as well as one that it does not serve though it says so.
 - A form is served when a chat is answered with four tokens. What the tokens say is the affair of evaluations.
@@ -31,49 +32,59 @@ from intaglio.content.layout import Store
 from intaglio.content.modelpack import ModelImage
 from intaglio.recipe.program import ServerProgram
 
-NAME = "proof/dense:1.0.0"
+NAME = "proof/{}:1.0.0"
 RECIPE = """
 [model]
-name = "proof/dense"
+name = "proof/{name}"
 version = "1.0.0"
 licence = "Apache-2.0"
 [inputs.text]
 uri = "file:text/capitals.jsonl"
-[steps.seed]
+[steps.none]
 uses = "scratch"
-inputs = { corpus = "text" }
+inputs = {{ corpus = "text" }}
+[steps.gguf]
+uses = "convert"
+inputs = {{ model = "none" }}
+with = {{ type = "q8_0", pre_tokenizer = "gpt-2" }}
 [image]
-from = "seed"
+from = "{name}"
 """
+DENSE, GGUF = "none", "gguf"
+"""What the engine makes; the first is a word for a quantisation, as the others are that are made of it."""
+FORMS = (GGUF, DENSE, *forms.FORMS)
+"""What every server is tried over."""
 _QUESTION = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4, "temperature": 0}
 
 
 def prove(home: Program, place: Path, only: Sequence[str] = ()) -> Report:
     """Try every server over every form; build and realise in ``home`` what that needs."""
-    recipe = write_recipe(place / "recipe")
-    home.run("lock", recipe)
-    home.build(recipe)
+    models = place / "models"
     store = Store.open(home.store)
-    able = [one for one in servers.programs() if "safetensors" in one.formats and (not only or one.name in only)]
+    for name in (DENSE, GGUF):
+        _build(home, name, place / f"recipe-{name}")
+        image = ModelImage.parse(store.read(store.resolve(NAME.format(name)), what=name), name)
+        (models / name).mkdir(parents=True)
+        for file in image.files:
+            (models / name / file.path).symlink_to(store.path(file.digest))
+    able = [one for one in servers.programs() if not only or one.name in only]
     pythons = {}
     for program in {one.name: one for one in servers.programs() if one in able or one.name == "transformers"}.values():
         _say(f"realising {program.name}")
-        home.run("serve", NAME, "--runtime", program.name, "--prepare")
+        served = NAME.format(DENSE if "safetensors" in program.formats else GGUF)
+        home.run("serve", served, "--runtime", program.name, "--prepare")
         pythons[program.name] = python_of(program, store, place / "environments" / program.name)
-    models = place / "models"
-    image = ModelImage.parse(store.read(store.resolve(NAME), what=NAME), NAME)
-    (models / "none").mkdir(parents=True)
-    for file in image.files:
-        (models / "none" / file.path).symlink_to(store.path(file.digest))
     _say("quantising")
-    make = [str(pythons["transformers"]), "-B", "-s", "-P", forms.__file__, str(models / "none"), str(models)]
+    make = [str(pythons["transformers"]), "-B", "-s", "-P", forms.__file__, str(models / DENSE), str(models)]
     subprocess.run([*make, *forms.FORMS], check=True, capture_output=True)
-    rows = [_try(program, pythons[program.name], models, word) for word in ("none", *forms.FORMS) for program in able]
+    rows = [
+        _try(program, pythons[program.name], models, word) for word in (GGUF, DENSE, *forms.FORMS) for program in able
+    ]
     table = Table(
         "What serves what",
         ("form", "server", "declared", "found", "seconds", "verdict"),
         tuple(row for _, row in rows),
-        "Quantised to nearest, from the same tiny model; seconds from start to the end of the first answer.",
+        "From the same tiny model, quantised to nearest; seconds until the first answer has ended, or the server.",
     )
     command = f"python -m benchmarks.servers{''.join(f' --only {name}' for name in only)}"
     return Report(
@@ -81,26 +92,40 @@ def prove(home: Program, place: Path, only: Sequence[str] = ()) -> Report:
     )
 
 
-def write_recipe(place: Path) -> Path:
-    """Write the recipe of the tiny model in safetensors into ``place``, unless it is there, and return that."""
+def write_recipe(place: Path, name: str = DENSE) -> Path:
+    """Write the recipe of the tiny model into ``place``, unless it is there, and return that; ``name`` is its form."""
     (place / "text").mkdir(parents=True, exist_ok=True)
     text = ROOT / "modelfiles" / "tiny-from-scratch" / "data" / "capitals.jsonl"
     (place / "text" / text.name).write_bytes(text.read_bytes())
-    (place / "Modelfile.toml").write_text(RECIPE, encoding="utf-8")
+    (place / "Modelfile.toml").write_text(RECIPE.format(name=name), encoding="utf-8")
     return place
+
+
+def _build(home: Program, name: str, place: Path) -> None:
+    """Build the image ``name`` in ``home``."""
+    recipe = write_recipe(place, name)
+    home.run("lock", recipe)
+    home.build(recipe)
+
+
+def _form(word: str) -> Form:
+    """Return the form that a row is about."""
+    return Form(GGUF) if word == GGUF else Form("safetensors", word)
 
 
 def _try(program: ServerProgram, python: Path, models: Path, word: str) -> tuple[bool, tuple[str, ...]]:
     folder = models / word
     files = {path.name: path.resolve() for path in folder.iterdir()}
-    found = servers.form_of(files, (folder / servers.CONFIG).read_bytes())
-    if found != Form("safetensors", word):
-        raise AssertionError(f"{word}: its configuration reads as {found}")
+    config = folder / servers.CONFIG
+    found = servers.form_of(files, config.read_bytes() if config.exists() else None)
+    if found != _form(word):
+        raise AssertionError(f"{word}: its files read as {found}")
     declared = servers.serves(program, found)
     started = time.perf_counter()
     try:
-        with bare(program, python, files, NAME) as served:
-            status, text = served.ask("POST", "/v1/chat/completions", {**_QUESTION, "model": NAME})
+        name = NAME.format(word)
+        with bare(program, python, files, name) as served:
+            status, text = served.ask("POST", "/v1/chat/completions", {**_QUESTION, "model": name})
             if status != 200:
                 raise NotServed(text[:300])
         said = "served"

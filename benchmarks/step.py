@@ -5,6 +5,7 @@
 - Bare: a virtual environment of links to the realised packages and the base interpreter (what stands at ``/env`` in
   the sandbox knows no other place), the same request with plain paths, the same determinism; nothing is hashed,
   nothing is brought to disk. ``PYTHONPATH`` instead would cost it a second of failed look-ups.
+- Both have a session of their own: by those the kernel shares out a busy machine (``autogroup``, sched(7)).
 - Both must give the same bytes, or the comparison is void.
 """
 
@@ -13,7 +14,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -42,6 +43,8 @@ class Steps:
 
     title: str
     seconds: Mapping[str, list[float]]
+    date: str = ""
+    """When it was measured: a page may hold rows of several runs."""
 
     @property
     def ratio(self) -> float:
@@ -62,12 +65,28 @@ class Steps:
     def row(self) -> tuple[str, ...]:
         """Return it as a row of :func:`table`."""
         bare, engine = (figures(self.seconds[name]) for name in ("bare", "engine"))
-        return (self.title, bare, engine, f"{self.ratio:.3f}", f"{self.more:+.2f} s", verdict(self.met))
+        return (self.title, bare, engine, f"{self.ratio:.3f}", f"{self.more:+.2f} s", verdict(self.met), self.date)
+
+    def to_json(self) -> dict[str, object]:
+        """Return it for programs; :func:`kept` reads it."""
+        return {"title": self.title, "date": self.date, "seconds": dict(self.seconds)}
 
 
-def table(measured: list[Steps]) -> Table:
+def kept(page: Mapping[str, object], measured: Sequence[Steps], order: Sequence[str]) -> list[Steps]:
+    """Return the steps of an earlier ``page``, with what was ``measured`` now instead of or beside them.
+
+    They stand by their titles as in ``order``, others after them.
+    """
+    rows = page.get("rows", [])
+    earlier = [Steps(row["title"], row["seconds"], row["date"]) for row in rows] if isinstance(rows, list) else []
+    found = {one.title: one for one in (*earlier, *measured)}
+    known = [title for title in order if title in found]
+    return [found[title] for title in (*known, *(title for title in found if title not in known))]
+
+
+def table(measured: Iterable[Steps]) -> Table:
     """Return the steps that were measured as rows."""
-    columns = ("step", "bare", "through the engine", "ratio", "more", f"≤ {RATIO} × or ≤ {MORE} s more")
+    columns = ("step", "bare", "through the engine", "ratio", "more", f"≤ {RATIO} × or ≤ {MORE} s more", "date")
     note = "Both gave the same bytes in every round. Ratio and difference are medians of the rounds' own."
     return Table("A step through the engine", columns, tuple(step.row() for step in measured), note)
 
@@ -141,6 +160,7 @@ class Case:
                     stderr=log,
                     stdin=subprocess.DEVNULL,
                     check=True,
+                    start_new_session=True,
                 )
             )
         found = self.store.ingest(staged.output, move=True).digest
@@ -152,13 +172,13 @@ class Case:
 
 def measure(
     program: Program, recipe: Path, name: str, scratch: Path, rounds: int, note: Callable[[str], None]
-) -> Steps:
-    """Measure the step ``name`` of a recipe that was built in the home of ``program``."""
+) -> Mapping[str, list[float]]:
+    """Return the seconds of the step ``name`` of a locked recipe, which is built in the home of ``program`` first."""
     scratch.mkdir()
     case = Case(program, recipe, name, scratch)
     seconds = interleave({"bare": case.bare, "engine": case.engine}, rounds, note)
     discard(scratch)
-    return Steps(f"{recipe.name}: {name}", seconds)
+    return seconds
 
 
 def link_environment(place: Path, environment: Path, python: Interpreter) -> Path:

@@ -56,6 +56,15 @@ class Report:
         return page
 
 
+def earlier(folder: Path, name: str) -> dict[str, object]:
+    """Return what the page ``name`` in ``folder`` says to programs; nothing where there is none."""
+    path = folder / f"{name}.json"
+    if not path.is_file():
+        return {}
+    found: dict[str, object] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
 def verdict(met: bool) -> str:
     """Return how a target came out, in a word."""
     return "yes" if met else "**no**"

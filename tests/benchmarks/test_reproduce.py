@@ -3,8 +3,14 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
-from benchmarks import reproduce
+import pytest
+from benchmarks import reproduce, runtime_twice
 from benchmarks.reproduce import Built, Pair
+
+from intaglio.build import servers
+from intaglio.build.servers import Form
+from intaglio.recipe import modelfile
+from intaglio.recipe.modelfile import RUNTIMES
 
 
 def write(folder, name, document):
@@ -21,7 +27,9 @@ def test_blobs_are_told_apart(tmp_path):
     write(blobs, "s", {"layers": [{"digest": "sha256:signed"}], "subject": subject})
     write(blobs, "t", {"layers": [], "artifactType": "application/vnd.intaglio.tree.v1"})
     write(blobs, "i", {"layers": [], "artifactType": "application/vnd.cncf.model.manifest.v1+json"})
-    for name in ("claimed", "signed", "file"):
+    runnable = {"mediaType": "application/vnd.oci.image.config.v1+json"}
+    write(blobs, "r", {"layers": [{"digest": "sha256:packed"}], "config": runnable})
+    for name in ("claimed", "signed", "file", "packed"):
         (blobs / name).write_bytes(b"{not json")
     kinds, size = reproduce.inventory(tmp_path)
     assert kinds.pop("file").startswith("files of models")
@@ -33,6 +41,8 @@ def test_blobs_are_told_apart(tmp_path):
         "signed": "signed statements of signatures",
         "t": "tree manifests",
         "i": "image manifests",
+        "r": "runtime image manifests",
+        "packed": "layers of runtime images",
     }
     assert size == sum(path.stat().st_size for path in blobs.iterdir())
 
@@ -62,3 +72,34 @@ def test_the_tables_name_what_differs():
     assert [row[0] for row in differed.rows] == ["directory", "PYTHONHASHSEED", "user", "host name", "seconds"]
     assert ("blobs: claim manifests", "1", "1", "**no**") in came_out.rows
     assert ("image", "`sha256:i…`", "`sha256:i…`", "yes") in came_out.rows
+    assert not [row for row in came_out.rows if row[0] == "runtime image"]
+
+
+def test_the_runtime_image_is_compared():
+    answer = built().answer
+    sides = [built(answer={**answer, "runtime": {"image": f"sha256:{word}"}}) for word in ("r", "r", "s")]
+    assert Pair("x", sides[0], sides[1]).same
+    assert ("runtime image", "`sha256:r…`", "`sha256:r…`", "yes") in Pair("x", *sides[:2]).tables()[1].rows
+    for other in (sides[2], built()):
+        pair = Pair("x", sides[0], other)
+        assert not pair.same
+        assert [row[3] for row in pair.tables()[1].rows if row[0] == "runtime image"] == ["**no**"]
+
+
+def test_a_side_takes_the_recipes_beside_it(tmp_path):
+    for name in ("modelfiles/a", "modelfiles/b/data", "origin"):
+        (tmp_path / name).mkdir(parents=True)
+    side = reproduce._Side(tmp_path / "side", "1", tmp_path / "intaglio", None)
+    side.prepare()
+    side.take(tmp_path / "modelfiles" / "a", tmp_path / "origin")
+    assert (side._recipe / "../b/data").is_dir()
+
+
+@pytest.mark.parametrize("embed", [False, True])
+@pytest.mark.parametrize("name", RUNTIMES)
+def test_each_runtime_has_a_recipe(tmp_path, name, embed):
+    recipe = modelfile.read(runtime_twice.write(name, tmp_path, embed=embed))
+    assert (recipe.image.runtime, recipe.image.embed) == (name, embed)
+    serves = servers.choose(Form("gguf" if recipe.image.source == "gguf" else "safetensors"), name)
+    assert serves.name == servers.program_name(name)
+    assert set(runtime_twice.RUNTIMES) == set(RUNTIMES)

@@ -1,13 +1,18 @@
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks import step
+import pytest
+from benchmarks import run, step, steps
+from benchmarks.program import ROOT, Program
 
 from intaglio.build import interpreter
 from intaglio.content.layout import Store
+from intaglio.recipe import modelfile
+from intaglio.recipe.program import names
 
 HERE = "=={}.{}.*".format(*sys.version_info)
 
@@ -47,4 +52,47 @@ def test_the_larger_allowance_counts():
     assert steps([100.0], [104.0]).met
     assert steps([1.0], [1.4]).met
     assert not steps([10.0], [11.0]).met
-    assert step.table([steps([10.0], [11.0])]).rows[0][3:] == ("1.100", "+1.00 s", "**no**")
+    assert step.table([steps([10.0], [11.0])]).rows[0][3:] == ("1.100", "+1.00 s", "**no**", "")
+
+
+def test_a_page_keeps_the_rows_that_were_not_measured_now():
+    def row(title, seconds, date):
+        return step.Steps(title, {"bare": [1.0], "engine": [seconds]}, date)
+
+    page = json.loads(json.dumps({"rows": [row(title, 1.0, "then").to_json() for title in ("other", "a", "b")]}))
+    found = step.kept(page, [row("b", 2.0, "now"), row("c", 2.0, "now")], ["c", "b", "a"])
+    assert [(one.title, one.date) for one in found] == [("c", "now"), ("b", "now"), ("a", "then"), ("other", "then")]
+    assert step.kept({}, found, []) == found
+
+
+# --- the recipes ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", steps.SAMPLES)
+def test_each_step_has_a_recipe_that_needs_it(tmp_path, name):
+    folder = steps.write(name, tmp_path)
+    recipe = modelfile.read(folder)
+    assert recipe.steps[name].uses == steps.SAMPLES[name].uses
+    assert name in recipe.evaluations or recipe.image.source == name
+    assert all((folder / one.uri.removeprefix("file:")).exists() for one in recipe.inputs.values())
+
+
+def test_every_step_program_is_measured():
+    assert {sample.uses for sample in steps.SAMPLES.values()} == set(names(ROOT / "builder" / "steps"))
+
+
+def test_steps_can_be_chosen(tmp_path, monkeypatch):
+    measured = []
+
+    def measure(program, folder, name, place, rounds, note):
+        measured.append((folder.name, name, rounds))
+        return {"bare": [1.0] * rounds, "engine": [1.0] * rounds}
+
+    monkeypatch.setattr(step, "measure", measure)
+    monkeypatch.setattr(Program, "run", lambda self, *arguments: "")
+    given = ["--only", "step", "--scratch", str(tmp_path / "scratch"), "--output", str(tmp_path / "proof")]
+    assert run.main([*given, "--step", "wheel", "--step", "scratch"]) == 0
+    assert run.main([*given, "--step", "merge"]) == 0
+    assert measured == [("scratch", "scratch", 3), ("wheel", "wheel", 3), ("merge", "merge", 3)]
+    page = json.loads((tmp_path / "proof" / "step.json").read_text(encoding="utf-8"))
+    assert [row["title"] for row in page["rows"]] == ["scratch", "merge", "wheel"]

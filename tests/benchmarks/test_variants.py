@@ -6,20 +6,23 @@ import json
 from dataclasses import replace
 
 import pytest
-from benchmarks import variants
+from benchmarks import machine, variants
 from benchmarks.program import ROOT, Program, ProgramFailed
-from benchmarks.variants import Row, Variant
+from benchmarks.variants import Load, Row
+from tests import images
 
+from intaglio.content.layout import Store
 from intaglio.recipe import modelfile
 from intaglio.recipe.program import load
 
 SAME = Row(
-    Variant("x", "", "tune", "tune"),
+    "full",
     ("sha256:" + "a" * 64, "sha256:" + "a" * 64),
     fresh=True,
     seconds=(1.0, 2.0),
     peak=(1 << 20, 3 << 20),
-    loads={"vllm": "yes"},
+    loads={"vllm": Load("yes", declared=True), "transformers": Load("no: it will not", declared=False)},
+    date="2020-01-01",
 )
 
 
@@ -45,16 +48,105 @@ def test_every_method_and_strategy_has_a_row():
 
 def test_a_row_says_what_differs():
     assert SAME.same
-    assert SAME.cells()[:4] == ("x", "yes", "1.0 / 2.0", "3 MiB")
-    assert SAME.cells()[4:7] == ("yes", "–", "–")
+    assert SAME.good
+    assert SAME.cells()[:4] == ("full", "yes", "1.0 / 2.0", "3 MiB")
+    assert SAME.cells()[4:7] == ("yes", "–", "no: it will not")
     assert not replace(SAME, outputs=(SAME.outputs[0], "sha256:" + "b" * 64)).same
     assert not replace(SAME, fresh=False).same
-    assert not variants.report([SAME, replace(SAME, fresh=False)], "c", {}).passed
+    assert variants.report([SAME], variants.SMOLLM2, {}).passed
+    assert not variants.report([SAME, replace(SAME, fresh=False)], variants.SMOLLM2, {}).passed
+
+
+@pytest.mark.parametrize(
+    ("load", "said"),
+    [
+        (Load("no: it ended", declared=True), "no: it ended (**no**: the server says that it does)"),
+        (Load("yes", declared=False), "yes (**no**: the server does not say that it does)"),
+    ],
+)
+def test_what_does_not_load_as_it_is_declared_fails_the_page(load, said):
+    row = replace(SAME, loads={**SAME.loads, "vllm": load})
+    assert row.same
+    assert not row.good
+    assert row.cells()[4] == said
+    assert not variants.report([SAME, row], variants.SMOLLM2, {}).passed
+
+
+def test_what_is_declared_is_read_from_the_image_itself(tmp_path):
+    config = {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}
+    config["quantization_config"]["bnb_4bit_quant_type"] = "nf4"
+    for name, files, expected in (
+        ("gguf", {"model.gguf": images.Gguf().write()}, {"llama.cpp"}),
+        ("nf4", {"config.json": json.dumps(config).encode(), "model.safetensors": b"x"}, {"transformers"}),
+    ):
+        store = Store.open(tmp_path / name)
+        draft = images.Draft(files).sign()
+        for blob in draft.blobs().values():
+            store.put(blob)
+        found = {one for one in variants.RUNTIMES if variants._declared(store.root, str(draft.image.digest), one)}
+        assert found == expected
+
+
+def made(rows, base=variants.SMOLLM2):
+    """The page of ``rows``, as it is read again."""
+    return json.loads(json.dumps(variants.report(rows, base, {}).data))
+
+
+def test_a_row_is_read_again_as_it_was_written():
+    failed = Row.failed(variants.TRAINING[1], ProgramFailed("x"), "2020-01-02")
+    page = made([SAME, failed])
+    assert variants.kept(page, variants.SMOLLM2) == {"full": SAME, "LoRA": failed}
+    assert variants.kept(page, variants.TINY) == {}, "another base model makes another page"
+    assert variants.kept({}, variants.SMOLLM2) == {}
+
+
+class Rows(variants.Bench):
+    """Rows without builds."""
+
+    bad = "DoRA"
+
+    def __init__(self, place, base, note):
+        pass
+
+    def row(self, variant, date, *, serving):
+        if variant.name == self.bad:
+            raise ProgramFailed("error: no")
+        return replace(SAME, name=variant.name, date=date)
+
+
+@pytest.fixture
+def page(tmp_path, monkeypatch):
+    """A run of some variants into one folder; it returns the exit status and the page's rows, by variant."""
+    monkeypatch.setattr(variants, "Bench", Rows)
+    monkeypatch.setattr(machine, "describe", lambda _: {"date": "2030-01-01"})
+
+    def run(*arguments):
+        output = tmp_path / "proof"
+        status = variants.main([*arguments, "--output", str(output), "--scratch", str(tmp_path / "scratch")])
+        rows = json.loads((output / "variants.json").read_text(encoding="utf-8"))["rows"]
+        assert len((output / "variants.md").read_text(encoding="utf-8").splitlines()) > len(rows)
+        return status, [(row["variant"], row["same"]) for row in rows]
+
+    return run
+
+
+def test_a_page_is_made_in_several_runs(page, capsys, monkeypatch):
+    assert page("--only", "LoRA") == (0, [("LoRA", True)])
+    assert page("--only", "full") == (0, [("full", True), ("LoRA", True)])
+    assert page("--only", "DoRA") == (1, [("full", True), ("LoRA", True), ("DoRA", False)])
+    assert page("--only", "LoRA")[0] == 1, "the page is judged, not the run"
+    monkeypatch.setattr(Rows, "bad", "")
+    status, rows = page("--resume")
+    assert (status, [name for name, _ in rows]) == (0, [variant.name for variant in variants.variants()])
+    assert "DoRA" in capsys.readouterr().err
+    assert page("--resume")[0] == 0
+    assert "nothing left to do" in capsys.readouterr().err
+    assert page("--tiny", "--only", "LoRA") == (0, [("LoRA", True)])
 
 
 def test_a_variant_that_fails_is_a_row_that_says_why():
     row = Row.failed(
-        SAME.variant, ProgramFailed("intaglio build: exit status 31\nerror: step tune: too large\nhint: x")
+        variants.TRAINING[0], ProgramFailed("intaglio build: exit status 31\nerror: step tune: too large\nhint: x")
     )
     assert not row.same
     assert row.cells()[1] == "**no**: step tune: too large"

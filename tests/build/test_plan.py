@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
 from tests.workshop import COPY, Workshop
 
 from intaglio.build import plan
+from intaglio.build.action import differences
 from intaglio.content.layout import Store
 from intaglio.digest import Digest
 from intaglio.errors import ExitCode, LockError
@@ -30,6 +32,36 @@ def test_without_a_lock_nothing_is_built(shop):
     assert "hint: intaglio lock ." in failed.err
     assert not (shop.recipe / "Modelfile.lock").exists(), "build never writes the lock"
     shop.assert_unharmed()
+
+
+def test_how_processes_share_the_work_is_in_the_key(tmp_path):
+    """Rounding follows the number of processes and what each has: two such actions are never the same."""
+    (tmp_path / "data.jsonl").write_text("{}\n")
+    text = (
+        '[model]\nname = "t/tuned"\nversion = "1"\nlicence = "MIT"\n[inputs]\ndata = { uri = "file:data.jsonl" }\n'
+        '[steps.base]\nuses = "scratch"\n'
+        '[steps.tune]\nuses = "finetune"\ninputs = { base = "base", data = "data" }\n'
+        'with = { method = "full", steps = 1GIVEN }\n[image]\nfrom = "tune"\n'
+    )
+    tree = Digest.of(b"tree")
+
+    def action(given):
+        (tmp_path / "Modelfile.toml").write_text(text.replace("GIVEN", given))
+        step = modelfile.read(tmp_path).steps["tune"]
+        planned = plan._Planner(Store.open(tmp_path / "store")).step(step)
+        return planned.action({"base": tree, "data": tree})
+
+    alone = json.loads(action("").preimage)
+    assert alone["parameters"]["parallel"] == "none"
+    assert alone["parameters"]["processes"] == 1
+    ways = [(name, count) for name in ("ddp", "fsdp", "zero2", "zero3") for count in (2, 3)]
+    made = {way: action(f', parallel = "{way[0]}", processes = {way[1]}') for way in ways}
+    assert len({one.key for one in made.values()} | {action("").key}) == len(ways) + 1
+    for (name, count), one in made.items():
+        found = {leaf.path: leaf.new for leaf in differences(alone, json.loads(one.preimage))}
+        assert found.pop("parameters.parallel") == name
+        assert found.pop("parameters.processes") == count
+        assert set(found) <= {"toolchain"}, "and DeepSpeed is in a toolchain of its own"
 
 
 def test_a_new_input_is_refused_until_it_is_locked(shop):

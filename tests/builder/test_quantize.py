@@ -1,6 +1,6 @@
 """Quantizing for real, on the tiny model: the same bytes in another place, what they say of themselves, and refusals.
 
-AWQ and FP8 stand for what llm-compressor does, NF4 for bitsandbytes; every method, K-quants too, is in ``make proof``.
+Every method of llm-compressor and bitsandbytes is here, and of llama.cpp's K-quants two: the others are its own affair.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Bench:
     def run(self, model: Path | None = None, data: Path | None = None, seed: str = "0", **given: object) -> Result:
         """Run the step; its output stands in :attr:`out`."""
         self.count += 1
-        python = self.environment("quantize" if given["method"] in ("awq", "fp8") else "train-cpu")
+        python = self.environment(STEP.toolchain_for(given))
         inputs = {"model": model or self.model, **({"calibration": data} if data else {})}
         return run_step("quantize", inputs, self.out, given, python=python, environment={"PYTHONHASHSEED": seed})
 
@@ -46,8 +46,8 @@ class Bench:
     def out(self) -> Path:
         return self.root / f"{self.count}-{'x' * self.count}" / "out"
 
-    def made(self, data: Path | None = None, seed: str = "0", **given: object) -> Path:
-        result = self.run(None, data, seed, **given)
+    def made(self, data: Path | None = None, seed: str = "0", *, model: Path | None = None, **given: object) -> Path:
+        result = self.run(model, data, seed, **given)
         assert result.status == 0, result.log
         assert all(str(self.root).encode() not in path.read_bytes() for path in self.out.iterdir())
         return self.out
@@ -60,6 +60,16 @@ def bench(tmp_path_factory: pytest.TempPathFactory, environment: Callable[[str],
     made = run_step("scratch", {"corpus": TINY / "data"}, root / "base", given, python=environment("train-cpu"))
     assert made.status == 0, made.log
     return Bench(root, environment, root / "base")
+
+
+@pytest.fixture(scope="module")
+def wide(bench: Bench) -> Path:
+    """The model as a GGUF file of bfloat16."""
+    given = {"type": "bf16", "pre_tokenizer": "gpt-2"}
+    out = bench.root / "wide"
+    made = run_step("convert", {"model": bench.model}, out, given, python=bench.environment("convert"))
+    assert made.status == 0, made.log
+    return out
 
 
 def how(folder: Path) -> dict[str, object]:
@@ -80,6 +90,36 @@ def test_awq_is_the_same_in_another_place(bench: Bench) -> None:
     assert how(first)["format"] == "pack-quantized"
     for name in ("tokenizer.json", "tokenizer_config.json"):
         assert digests(first)[name] == digests(bench.model)[name]
+
+
+@pytest.mark.parametrize(
+    ("method", "given", "tensor", "kind", "size", "form"),
+    [
+        ("gptq", {"group_size": 64}, "weight_packed", "I32", 704 * 256 // 2, "pack-quantized"),
+        ("int8", {}, "weight", "I8", 704 * 256, "int-quantized"),
+    ],
+)
+def test_what_is_calibrated_is_the_same_in_another_place(
+    bench: Bench, method: str, given: dict[str, Any], tensor: str, kind: str, size: int, form: str
+) -> None:
+    given = {"method": method, "samples": 4, **given}
+    first = bench.made(TINY / "data", **given)
+    assert digests(bench.made(TINY / "data", "7", **given)) == digests(first)
+    dtype, data = tensors(first / "model.safetensors")[f"model.layers.0.mlp.up_proj.{tensor}"]
+    assert (dtype, len(data)) == (kind, size)
+    assert how(first)["format"] == form
+
+
+@pytest.mark.parametrize(("method", "file_type"), [("q4_k_m", 15), ("q6_k", 18)])
+def test_a_k_quant_is_the_same_in_another_place(bench: Bench, wide: Path, method: str, file_type: int) -> None:
+    first = bench.made(model=wide, method=method)
+    assert digests(bench.made(None, "7", model=wide, method=method)) == digests(first)
+    (path,), (before,) = first.iterdir(), wide.iterdir()
+    data = path.read_bytes()
+    assert data.startswith(b"GGUF")
+    assert len(data) < before.stat().st_size
+    key = b"general.file_type" + struct.pack("<I", 4)  # of type uint32
+    assert data.split(key)[1][:4] == struct.pack("<I", file_type)
 
 
 def test_fp8_needs_no_data_and_keeps_the_rest(bench: Bench) -> None:
