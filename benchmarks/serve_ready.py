@@ -261,7 +261,8 @@ COLUMNS = ("server", "image", "bytes", "through", "ready", "ratio", "more", "has
 _NOTE = (
     "From the command's start until the model is listed. *bare*: the same program and environment over plain files. "
     "The guard verifies against the home's own anchor with the image's passport, and copies while it hashes; `serve` "
-    "does the same in the sandbox and behind its relay, and has no target. *hashing*: the model's files, once, with a thread a core."
+    "does the same in the sandbox and behind its relay, and has no target. *hashing*: the model's files, once, with a "
+    "thread a core."
 )
 
 
