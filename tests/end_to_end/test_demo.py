@@ -80,7 +80,7 @@ def test_it_answers_what_the_base_knows_and_what_it_was_taught(transcript: str) 
     assert demo.KNOWS in answer(transcript, demo.KNOWN)
     assert demo.TELLS in answer(transcript, demo.TAUGHT)
     assert f"verified: {demo.NAME}" in transcript
-    assert "pass  source         4 inputs listed" in transcript
+    assert "pass  source         8 inputs listed" in transcript
 
 
 def test_the_base_model_knows_the_one_and_not_what_was_taught(home: Home, transcript: str, tmp_path: Path) -> None:

@@ -177,6 +177,47 @@ def test_a_name_that_is_listed_with_other_bytes_than_the_locks_is_not_built(sour
     assert "intaglio update data" in said["hint"]
 
 
+def test_a_step_program_is_listed_for_a_policy_that_says_so_and_never_yanked(source: Workshop) -> None:
+    """By the very tree that `trust add` takes from the catalogue's entry and the claim names."""
+    source.step("make", 'write(read("source"))', shipped=True)
+    source.write(STEPS.replace("./make", "make"), source="make", inputs=f'data = {{ uri = "{NAME}" }}')
+    place = source.root / "source"
+    for name, where in (("toolchains/acme/tiny", "toolchains/tiny"), ("steps/acme/make", "steps/make")):
+        entry = source.root / f"{where.partition('/')[0]}.toml"
+        lines = ENTRY.replace("datasets/acme/words", name).splitlines()
+        kept = [line for line in lines if not line.startswith(("tree", "origins"))]
+        entry.write_text("\n".join([*kept, f'source = "builder/{where}"']))
+    source.run("trust", "add", place, source.root / "toolchains.toml").ok()
+    publish(source)
+    source.run("trust", "refresh").ok()
+    source.lock()
+    source.built()
+    policies = {}
+    for name, more in (("lax", ""), ("closed", "programs = true\n")):
+        policies[name] = source.root / f"{name}.toml"
+        policies[name].write_text((source.home / "policy.toml").read_text() + f"[source]\nrequired = true\n{more}")
+
+    def said(policy: str) -> tuple[int, str]:
+        done = source.run("verify", "tests/shop:1.0.0", "--policy", policies[policy])
+        return done.status, next(line for line in done.out.splitlines() if "source " in line)
+
+    assert said("lax")[0] == 0
+    status, why = said("closed")
+    assert (status, "program:make" in why) == (23, True), why
+    source.run("trust", "add", place, source.root / "steps.toml").ok()
+    publish(source)
+    source.run("trust", "refresh").ok()
+    assert said("closed")[0] == 0
+    source.run("trust", "yank", place, "steps/acme/make@1.0.0", "--reason", "it is wrong").ok()
+    publish(source)
+    source.run("trust", "refresh").ok()
+    for policy in policies:
+        status, why = said(policy)
+        assert status == 23
+        assert "steps/acme/make" in why
+        assert "it is wrong" in why
+
+
 def test_without_an_anchor_nothing_with_a_name_is_built(source: Workshop) -> None:
     source.lock()
     source.built()
