@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import random
@@ -12,12 +13,13 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from benchmarks.program import snapshot
 
 from intaglio.content.layout import Store
 from intaglio.digest import Digest
@@ -34,10 +36,12 @@ class Home:
     """A home, and commands run in it from the checkout."""
 
     path: Path
+    variables: Mapping[str, str] = field(default_factory=dict)
+    """What the commands' environment has beside this process's."""
 
     @property
     def environment(self) -> dict[str, str]:
-        return {**os.environ, "INTAGLIO_HOME": str(self.path)}
+        return {**os.environ, "INTAGLIO_HOME": str(self.path), **self.variables}
 
     @property
     def store(self) -> Store:
@@ -169,24 +173,19 @@ def ask(url: str, question: dict[str, object] | None = None) -> Any:
         return json.loads(answer.read())
 
 
-def test_it_is_served_from_the_sandbox(home):
-    process = home.start("serve", TAG, "--port", "0", "--json")
+QUESTION = {
+    "model": TAG,
+    "messages": [{"role": "user", "content": "What is the capital of France?"}],
+    "max_tokens": 8,
+    "temperature": 0,
+}
+
+
+@contextlib.contextmanager
+def ended(process: subprocess.Popen[str]) -> Iterator[subprocess.Popen[str]]:
+    """Interrupt a process that serves when the body is through; it has to end by itself."""
     try:
-        assert process.stdout is not None
-        ready = json.loads(process.stdout.readline())
-        assert ready["name"] == TAG
-        assert ready["url"].startswith("http://127.0.0.1:")
-        base = ready["url"].removesuffix("/v1")
-        assert [one["id"] for one in ask(f"{base}/v1/models")["data"]] == [TAG]
-        question = {
-            "model": TAG,
-            "messages": [{"role": "user", "content": "What is the capital of France?"}],
-            "max_tokens": 8,
-            "temperature": 0,
-        }
-        first = ask(f"{base}/v1/chat/completions", question)
-        assert isinstance(first["choices"][0]["message"]["content"], str)
-        assert first["usage"]["completion_tokens"] >= 1
+        yield process
     finally:
         process.send_signal(signal.SIGINT)
         try:
@@ -194,8 +193,112 @@ def test_it_is_served_from_the_sandbox(home):
         except subprocess.TimeoutExpired:
             process.kill()
             raise
+
+
+def ready(process: subprocess.Popen[str]) -> str:
+    """Wait until a process serves, and return where."""
+    assert process.stdout is not None
+    said = json.loads(process.stdout.readline())
+    assert said["name"] == TAG
+    assert said["url"].startswith("http://127.0.0.1:")
+    return str(said["url"])
+
+
+def answer(url: str) -> str:
+    """Return what the model says to the question."""
+    said = ask(f"{url}/chat/completions", QUESTION)
+    assert said["usage"]["completion_tokens"] >= 1
+    text = said["choices"][0]["message"]["content"]
+    assert isinstance(text, str)
+    return text
+
+
+def test_it_is_served_from_the_sandbox(home):
+    with ended(home.start("serve", TAG, "--port", "0", "--json")) as process:
+        url = ready(process)
+        assert [one["id"] for one in ask(f"{url}/models")["data"]] == [TAG]
+        assert answer(url) == answer(url)
     with pytest.raises(OSError):
-        ask(f"{base}/v1/models")
+        ask(f"{url}/models")
+
+
+# --- the store's blob is rewritten while the model is served ----------------------------------------------------------
+
+SLOW_START = """
+import pathlib, time
+pathlib.Path("/work/started").touch()
+while not pathlib.Path("/work/go-on").exists():
+    time.sleep(0.05)
+"""
+"""Put before the server's own lines: it is at work in the sandbox, and has not opened the model yet."""
+
+
+@contextlib.contextmanager
+def rewritten(path: Path) -> Iterator[None]:
+    """Let a file hold other bytes, written into it as its owner, while the body runs."""
+    data = path.read_bytes()
+
+    def write(content: bytes) -> None:
+        path.chmod(0o644)
+        with open(path, "r+b") as stream:
+            stream.write(content)
+
+    write(bytes(len(data)))
+    try:
+        yield
+    finally:
+        write(data)
+
+
+def processes_below(parent: int) -> Iterator[Path]:
+    """Yield the folder in ``/proc`` of each process that ``parent`` has begun, and of those that they have."""
+    parents = {}
+    for place in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            parents[int(place.name)] = int((place / "stat").read_text().rpartition(")")[2].split()[1])
+    found = {parent}
+    for _ in parents:
+        found |= {process for process, above in parents.items() if above in found}
+    yield from (Path("/proc", str(process)) for process in found - {parent})
+
+
+def test_bytes_rewritten_between_verification_and_load_are_not_served(home, model, tmp_path):
+    """llama.cpp over the real store: the blob is rewritten when the server has begun, and before it opens the model."""
+    data = snapshot(tmp_path / "data")
+    program = data / "builder" / "servers" / "llama-cpp.py"
+    head, begin, rest = program.read_text().partition("\nimport os\n")
+    program.write_text(f"{head}\n{SLOW_START}{begin}{rest}")
+    (tmp_path / "tmp").mkdir()
+    slow = replace(home, variables={"INTAGLIO_DATA": str(data), "TMPDIR": str(tmp_path / "tmp")})
+    size, digest = model.stat().st_size, model.name
+    with ended(home.start("serve", TAG, "--port", "0", "--json")) as process:
+        expected = answer(ready(process))
+    with ended(slow.start("serve", TAG, "--port", "0", "--json")) as process:
+        deadline = time.monotonic() + 120
+        while not (started := list((tmp_path / "tmp").glob("intaglio-serve-*/work/started"))):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        with rewritten(model):
+            home.run("verify", TAG, expect=21)
+            started[0].with_name("go-on").touch()
+            url = ready(process)
+            assert answer(url) == expected, "loaded after the blob was rewritten"
+        with rewritten(model):
+            assert answer(url) == expected, "rewritten after it was loaded"
+        held = set()
+        for place in processes_below(process.pid):
+            with contextlib.suppress(FileNotFoundError):  # a process that has ended
+                assert str(model.parent) not in (place / "maps").read_text()
+                for link in (place / "fd").iterdir():
+                    opened = str(link.readlink())
+                    assert not opened.startswith(str(model.parent))
+                    if "memfd:" in opened and link.stat().st_size == size:
+                        held.add(hashlib.sha256(link.read_bytes()).hexdigest())
+        assert held == {digest}, "what the server has open are the verified bytes, in memory"
+
+
+# --- interruption -----------------------------------------------------------------------------------------------------
 
 
 def test_killed_at_random_moments_the_next_build_gives_the_right_image(home, image, tmp_path):
