@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 from benchmarks.program import snapshot
+from tests.attacks.registries import distribution
 
 from intaglio.content.layout import Store
 from intaglio.digest import Digest
@@ -296,6 +297,55 @@ def test_bytes_rewritten_between_verification_and_load_are_not_served(home, mode
                     if "memfd:" in opened and link.stat().st_size == size:
                         held.add(hashlib.sha256(link.read_bytes()).hexdigest())
         assert held == {digest}, "what the server has open are the verified bytes, in memory"
+
+
+# --- what stock programs make of what was pushed ----------------------------------------------------------------------
+
+
+def test_stock_programs_accept_what_was_pushed(home, image, tmp_path, oras, crane, skopeo, cosign, model_signing):
+    clean = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}
+
+    def run(program: Path, *words: str | Path, expect: int = 0) -> str:
+        argv = [str(program), *map(str, words)]
+        done = subprocess.run(argv, env=clean, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert (done.returncode == 0) == (expect == 0), done.stderr
+        return done.stdout
+
+    key, stranger = tmp_path / "release.pub", tmp_path / "builder.pub"
+    for path in (key, stranger):
+        path.write_text(home.run("key", "show", path.stem, "--public")["public"])
+    with distribution.running(tmp_path / "registry") as registry:
+        reference = registry.reference(TAG)
+        assert home.run("push", TAG, reference, "--plain-http")["image"] == str(image)
+        manifest = home.store.read(image, what="image")
+        assert run(crane, "manifest", reference).encode() == manifest
+        assert run(crane, "digest", reference).strip() == str(image)
+        copy = ("--insecure-policy", "copy", "--preserve-digests", "--src-tls-verify=false")
+        run(skopeo, *copy, f"docker://{reference}", f"oci:{tmp_path / 'layout'}:1")
+        index = json.loads((tmp_path / "layout" / "index.json").read_text())
+        assert [entry["digest"] for entry in index["manifests"]] == [str(image)]
+        for form in ((), ("--new-bundle-format",)):
+            check = ("verify", "--insecure-ignore-tlog", "--allow-http-registry", *form, reference)
+            run(cosign, *check, "--key", key)
+            run(cosign, *check, "--key", stranger, expect=1)
+        run(oras, "pull", "--plain-http", reference, "--output", tmp_path / "model")
+        files = {layer["annotations"]["org.opencontainers.image.title"] for layer in json.loads(manifest)["layers"]}
+        pulled = {path.relative_to(tmp_path / "model").as_posix() for path in (tmp_path / "model").rglob("*")}
+        assert pulled == files
+        found = json.loads(run(oras, "discover", "--plain-http", "--format", "json", reference))
+        (signature,) = (
+            entry["digest"]
+            for entry in found.get("referrers") or found["manifests"]
+            if "model_signing" in entry.get("annotations", {}).get("dev.sigstore.bundle.predicateType", "")
+        )
+        repository = reference.rpartition(":")[0]
+        signed = json.loads(run(oras, "manifest", "fetch", "--plain-http", f"{repository}@{signature}"))
+        bundle = f"{repository}@{signed['layers'][0]['digest']}"
+        run(oras, "blob", "fetch", "--plain-http", bundle, "--output", tmp_path / "model.sig")
+    verify = ("verify", "key", "--signature", tmp_path / "model.sig", "--public_key", key, tmp_path / "model")
+    run(model_signing, *verify)
+    flip(tmp_path / "model" / next(iter(files)))
+    run(model_signing, *verify, expect=1)
 
 
 # --- interruption -----------------------------------------------------------------------------------------------------
