@@ -299,6 +299,82 @@ def test_bytes_rewritten_between_verification_and_load_are_not_served(home, mode
         assert held == {digest}, "what the server has open are the verified bytes, in memory"
 
 
+# --- what is built again, and what is not -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def workbench(home: Home, image: Digest, tmp_path_factory: pytest.TempPathFactory) -> Home:
+    """A copy of the home: what is built there adds no claim about the image to the other tests' store."""
+    place = tmp_path_factory.mktemp("workbench") / "home"
+    shutil.copytree(home.path / "store", place / "store", symlinks=True, copy_function=link_or_copy)
+    shutil.copytree(home.path / "keys", place / "keys")
+    shutil.copy(home.path / "policy.toml", place)
+    return Home(place)
+
+
+def link_or_copy(source: str, target: str) -> None:
+    """Link a blob or a file of an environment; copy what is written to in place."""
+    (shutil.copy if Path(source).parent.name == "store" else os.link)(source, target)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """The recipes and step programs, to be changed."""
+    return snapshot(tmp_path / "data")
+
+
+def built(home: Home, data: Path, *words: str | Path) -> dict[str, str]:
+    """Build the recipe below ``data`` and return the status of each step."""
+    changed = replace(home, variables={"INTAGLIO_DATA": str(data)})
+    made = changed.run("build", data / RECIPE, "--tag", "changed:1", *words)
+    return {step["name"]: step["status"] for step in made["steps"]}
+
+
+def changed_line(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert text.count(old) == 1
+    path.write_text(text.replace(old, new))
+
+
+def test_a_comment_and_the_stores_place_and_the_engines_version_rebuild_nothing(workbench, image, data, tmp_path):
+    changed_line(data / RECIPE / "Modelfile.toml", "[steps.tune]\n", "# A comment.\n[steps.tune]\n")
+    assert set(built(workbench, data).values()) == {"cached"}
+    shutil.copytree(workbench.path / "store", tmp_path / "elsewhere", symlinks=True, copy_function=link_or_copy)
+    assert set(built(workbench, data, "--store", tmp_path / "elsewhere").values()) == {"cached"}
+    code = "import sys, intaglio; intaglio.__version__ = '99.0'; from intaglio.cli import main; main()"
+    argv = [sys.executable, "-c", code, "build", str(data / RECIPE), "--tag", "changed:1", "--json"]
+    done = subprocess.run(argv, env=workbench.environment, capture_output=True, text=True, check=True)
+    made = json.loads(done.stdout)
+    assert {step["status"] for step in made["steps"]} == {"cached"}
+    assert made["image"] == str(image)
+
+
+def test_the_learning_rate_rebuilds_tune_and_what_follows_and_explain_names_it(workbench, image, data):
+    assert set(built(workbench, data).values()) == {"cached"}, "what `explain` compares with"
+    changed_line(data / RECIPE / "Modelfile.toml", "learning_rate = 2e-3", "learning_rate = 1e-3")
+    said = workbench.run("explain", data / RECIPE, "tune")
+    assert said["status"] == "build"
+    assert said["differences"] == [{"path": "parameters.learning_rate", "old": 0.002, "new": 0.001}]
+    assert built(workbench, data) == {"seed": "cached", "tune": "built", "gguf": "built", "image": "built"}
+    assert workbench.store.tags()["changed:1"].digest != image
+
+
+@pytest.mark.parametrize(("program", "step"), [("finetune", "tune"), ("scratch", "seed")])
+def test_a_line_of_a_step_program_runs_its_users_and_nothing_below_when_the_bytes_are_the_same(
+    workbench, image, data, program, step
+):
+    assert set(built(workbench, data).values()) == {"cached"}, "what `explain` compares with"
+    path = data / "builder" / "steps" / f"{program}.py"
+    changed_line(path, "import json\n", "import json  # standard library\n")
+    elsewhere = replace(workbench, variables={"INTAGLIO_DATA": str(data)})
+    said = elsewhere.run("explain", data / RECIPE, step)
+    assert [one["path"] for one in said["differences"]] == [f"program ({program})"]
+    assert built(workbench, data) == {
+        name: "built" if name == step else "cached" for name in ("seed", "tune", "gguf", "image")
+    }
+    assert workbench.store.tags()["changed:1"].digest == image
+
+
 # --- what stock programs make of what was pushed ----------------------------------------------------------------------
 
 
