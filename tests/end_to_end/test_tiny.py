@@ -9,11 +9,12 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from typing import Any
 import pytest
 from benchmarks.program import snapshot
 from tests.attacks.registries import distribution
+from tests.workshop import PREAMBLE
 
 from intaglio.content.layout import Store
 from intaglio.digest import Digest
@@ -373,6 +375,138 @@ def test_a_line_of_a_step_program_runs_its_users_and_nothing_below_when_the_byte
         name: "built" if name == step else "cached" for name in ("seed", "tune", "gguf", "image")
     }
     assert workbench.store.tags()["changed:1"].digest == image
+
+
+# --- pickles ----------------------------------------------------------------------------------------------------------
+
+PICKLE = """
+import shutil, torch
+from safetensors.torch import load_file
+class Evil:
+    def __reduce__(self):
+        return exec, (given["code"], {})
+state = load_file(IN["source"] + "/model.safetensors")
+if given["code"]:
+    state = {"first": Evil(), **state}
+torch.save(state, OUT / "pytorch_model.bin")
+for path in Path(IN["source"]).iterdir():
+    if path.name != "model.safetensors":
+        shutil.copyfile(path, OUT / path.name)
+"""
+DESCRIPTION = """
+step = "pickle"
+summary = "Write a model as PyTorch once did, perhaps with code in it."
+toolchain = "train-cpu"
+reproducible = "bit"
+outputs = ["*"]
+memory = "4GiB"
+processes = 256
+time = "5m"
+[inputs.source]
+summary = "A model."
+[parameters.code]
+type = "string"
+default = ""
+summary = "What is run when it is unpickled."
+"""
+IMPORTS = """
+[model]
+name = "tests/imported"
+version = "1.0.0"
+licence = "Apache-2.0"
+[inputs.capitals]
+uri = "file:capitals.jsonl"
+[steps.seed]
+uses = "scratch"
+inputs = {{ corpus = "capitals" }}
+with = {{ seed = 7 }}
+[steps.pickled]
+uses = "./pickle"
+inputs = {{ source = "seed" }}
+with = {{ code = {code} }}
+[steps.imported]
+uses = "import"
+inputs = {{ source = "{source}" }}
+[image]
+from = "imported"
+"""
+PAYLOAD = """
+import os, socket, sys
+print("the payload ran", file=sys.stderr, flush=True)
+for name in {places}:
+    try:
+        os.makedirs(os.path.dirname(name), exist_ok=True)
+        open(name, "w").write("the payload was here")
+    except OSError:
+        pass
+for address in (("127.0.0.1", {port}), ("1.1.1.1", 53)):
+    try:
+        socket.create_connection(address, 1).sendall(b"the payload was here")
+        print("the payload has a network", file=sys.stderr, flush=True)
+    except OSError:
+        pass
+"""
+
+
+@pytest.fixture
+def imports(tmp_path: Path) -> Callable[..., Path]:
+    """Make a recipe that imports what ``source`` names, with ``code`` in the pickle."""
+    folder = tmp_path / "imports"
+    folder.mkdir()
+    shutil.copy(ROOT / RECIPE / "data" / "capitals.jsonl", folder)
+    (folder / "pickle.py").write_text(PREAMBLE + PICKLE)
+    (folder / "pickle.toml").write_text(DESCRIPTION)
+
+    def write(source: str, code: str = "") -> Path:
+        (folder / "Modelfile.toml").write_text(IMPORTS.format(source=source, code=json.dumps(code)))
+        return folder
+
+    return write
+
+
+def test_a_pickle_and_safetensors_are_imported_as_the_same_model(workbench, imports):
+    made = {}
+    for source in ("seed", "pickled"):
+        recipe = imports(source)
+        workbench.run("lock", recipe)
+        made[source] = workbench.run("build", recipe)
+    outputs = {source: {step["name"]: step["output"] for step in one["steps"]} for source, one in made.items()}
+    assert outputs["seed"]["imported"] == outputs["pickled"]["imported"]
+    assert outputs["pickled"]["pickled"] != outputs["pickled"]["imported"]
+    assert made["seed"]["image"] == made["pickled"]["image"]
+    assert workbench.run("verify", "tests/imported:1.0.0")["verdict"] == "verified"
+    files = {file.path for file in workbench.store.tree(Digest(outputs["pickled"]["imported"])).files}
+    assert not {path for path in files if path.endswith((".bin", ".py"))}
+
+
+@pytest.mark.parametrize("reader", ["shipped", "credulous"])
+def test_code_in_a_pickle_leaves_no_trace_on_the_host(workbench, imports, data, tmp_path, reader):
+    """The shipped step refuses to run it; a step that would run it does so in the sandbox."""
+    if reader == "credulous":
+        changed_line(data / "builder" / "steps" / "import.py", "weights_only=True", "weights_only=False")
+    places = [
+        tmp_path / "trace",
+        workbench.path / "trace",
+        Path(sys.prefix, "trace"),
+        Path("/var/tmp/payload-trace"),
+    ]
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(0.2)
+        code = PAYLOAD.format(places=list(map(str, places)), port=listener.getsockname()[1])
+        recipe = imports("pickled", code)
+        there = replace(workbench, variables={"INTAGLIO_DATA": str(data)})
+        there.run("lock", recipe)
+        said = there.run("build", recipe, "--tag", "evil:1", expect=30)["error"]
+        with pytest.raises(TimeoutError):
+            listener.accept()
+    assert [place for place in places if place.exists()] == []
+    assert "evil:1" not in workbench.store.tags()
+    refusal = {"shipped": "cannot be read as pickle", "credulous": "expected a tensor, found NoneType"}
+    assert refusal[reader] in said["message"]
+    last = max((workbench.path / "store" / "logs").iterdir(), key=lambda path: path.stat().st_mtime_ns)
+    logs = "".join(path.read_text(errors="replace") for path in last.parent.glob(f"{last.stem}*"))
+    assert ("the payload ran" in logs) == (reader == "credulous")
+    assert "has a network" not in logs
 
 
 # --- what stock programs make of what was pushed ----------------------------------------------------------------------
