@@ -25,11 +25,12 @@ demo: setup ## Build, sign, verify and serve a real model, once through (in .int
 test: setup-test ## Run the tests (within 15 minutes)
 	$(BIN)/python -m pytest tests -m "not long" -n auto --dist loadfile
 
-lint: setup-test setup-lint ## Check style, types and the floors of the house
+lint: setup-test setup-lint ## Check style, types, the floors of the house and the page of commands
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python scripts/commands.py --check
 
 format: setup-lint ## Rewrite the sources in the house style
 	$(BIN)/ruff check --fix .

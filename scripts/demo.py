@@ -36,9 +36,11 @@ LISTED = (
     "datasets/intaglio/helpdesk-faq@1.0.0",
     "toolchains/intaglio/train-cpu@1.0.0",
     "toolchains/intaglio/convert@1.0.0",
+    *(f"steps/intaglio/{name}@1.0.0" for name in ("import", "finetune", "merge", "convert", "quantize", "evaluate")),
     *("datasets/intaglio/gate-questions@1.0.0", "datasets/intaglio/gate-texts@1.0.0"),
     *("toolchains/intaglio/quantize@1.0.0", "toolchains/intaglio/evaluate@1.0.0"),
-    *("toolchains/intaglio/serve-vllm@1.0.0", "toolchains/intaglio/guard@1.0.0", "runtimes/intaglio/debian-cpu@1.0.0"),
+    *("toolchains/intaglio/serve-vllm@1.0.0", "toolchains/intaglio/guard@1.0.0"),
+    *("runtimes/intaglio/debian-cpu@1.0.0", "runtimes/intaglio/vllm@1.0.0"),
 )
 """What the demo's trusted source lists: all that its policy wants listed of what goes into its images."""
 

@@ -44,7 +44,8 @@ def missing_packages() -> list[str]:
 
 def missing_test_packages() -> list[str]:
     """Return the Debian packages without which some tests are skipped on a laptop, and fail where ``CI`` is set."""
-    return [] if shutil.which("skopeo") else ["skopeo"]
+    packages = {"skopeo": "skopeo", "curl": "curl", "node": "nodejs", "npm": "npm"}
+    return [package for program, package in packages.items() if shutil.which(program) is None]
 
 
 def _loads(library: str) -> bool:

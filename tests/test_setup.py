@@ -27,10 +27,16 @@ def test_a_program_that_is_not_there_is_told_by_its_package(monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     monkeypatch.setattr(setup, "_loads", lambda library: False)
     assert {"bubblewrap", "libseccomp2"} <= set(setup.missing_packages())
-    assert setup.missing_test_packages() == ["skopeo"]
+    assert setup.missing_test_packages() == ["skopeo", "curl", "nodejs", "npm"]
     monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
     monkeypatch.setattr(setup, "_loads", lambda library: True)
     assert setup.missing_packages() == []
+    assert setup.missing_test_packages() == []
+
+
+def test_what_is_there_is_kept_whoever_installed_it(monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: f"/opt/node/bin/{name}" if name in ("node", "npm") else None)
+    assert setup.missing_test_packages() == ["skopeo", "curl"]
 
 
 def test_without_permission_the_command_to_run_is_named(monkeypatch):

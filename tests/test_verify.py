@@ -337,6 +337,7 @@ INPUTS = {
     origin("pypi:base==1.0").digest: "models/example/base@1.0",
     origin("file:data.jsonl").digest: "datasets/example/data@1",
     part("toolchain").digest: "toolchains/example/train@1",
+    part("program").digest: "steps/example/make@1",
 }
 
 
@@ -371,7 +372,9 @@ SOURCED = asking(
 )
 
 
-def test_a_trusted_source_is_asked_about_origins_and_toolchains(draft: Draft, layout: Path, tmp_path: Path) -> None:
+def test_a_trusted_source_is_asked_about_origins_toolchains_and_programs(
+    draft: Draft, layout: Path, tmp_path: Path
+) -> None:
     source = Source()
     report = verify_layout(layout, SOURCED, listing=source)
     assert (report.verdict, report.exit_code) == ("verified", 0)
@@ -391,6 +394,7 @@ def test_a_trusted_source_is_asked_about_origins_and_toolchains(draft: Draft, la
         (Source(models="yanked"), "refused", 23, {"source"}),
         (Source(models="unlisted"), "refused", 23, {"source", "licences"}),
         (Source(toolchains="unlisted"), "refused", 23, {"source"}),
+        (Source(steps="yanked"), "refused", 23, {"source"}),
         (Source(licence="GPL-3.0-only"), "refused", 23, {"licences"}),
         (Source(timedelta(days=2)), "stale", 24, {"freshness"}),
         (Source(timedelta(days=2), models="yanked"), "refused", 23, {"source", "freshness"}),
@@ -406,6 +410,15 @@ def test_what_a_trusted_source_says_counts(
     with pytest.raises(VerificationError) as caught:
         report.require()
     assert caught.value.exit_code == code
+
+
+def test_a_program_that_is_not_listed_counts_where_the_policy_says_so(layout: Path) -> None:
+    closed = asking("[source]\nrequired = true\nprograms = true")
+    for source in (Source(), Source(steps="unlisted")):
+        assert verify_layout(layout, SOURCED, listing=source).verdict == "verified"
+    assert verify_layout(layout, closed, listing=Source()).verdict == "verified"
+    report = verify_layout(layout, closed, listing=Source(steps="unlisted"))
+    assert (report.verdict, report.exit_code, failing(report)) == ("refused", 23, {"source"})
 
 
 def test_a_source_that_does_not_verify_is_no_verdict(layout: Path) -> None:

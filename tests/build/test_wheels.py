@@ -127,6 +127,71 @@ def test_what_no_index_has_is_an_unreachable_source_and_says_what_pip_said(tools
     assert "pip config list" in (caught.value.hint or "")
 
 
+def absent(tools: toolchain.Toolchain, store: Store) -> dict[str, tuple[str, ...]]:
+    return wheels.unobtainable([tools], store.root, patience=60)
+
+
+def test_what_is_neither_here_nor_offered_is_told_without_a_download(tools, store, links, tmp_path):
+    assert absent(tools, store) == {}
+    (links / "other-1.0+cpu-py3-none-any.whl").unlink()
+    assert absent(tools, store) == {"tools": ("other-1.0+cpu-py3-none-any.whl",)}
+    assert not (tmp_path / "cache").exists()
+    assert wheels.missing(tools, store) == tools.downloads
+
+
+def test_an_index_is_asked_for_its_pages_alone(tools, store, links, monkeypatch):
+    asked: list[str] = []
+
+    class Index(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            names = [path.name for path in links.glob(f"{self.path.strip('/').replace('-', '_')}-*.whl")]
+            body = "".join(f'<a href="/files/{name}">{name}</a>' for name in names).encode()
+            self.send_response(200 if names else 404)
+            self.send_header("Content-Type", "text/html")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Index) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.delenv("PIP_NO_INDEX")
+        monkeypatch.delenv("PIP_FIND_LINKS")
+        monkeypatch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{server.server_port}/")
+        assert absent(tools, store) == {}
+        (links / "third-3.1-py3-none-any.whl").unlink()
+        assert absent(tools, store) == {"tools": ("third-3.1-py3-none-any.whl",)}
+        server.shutdown()
+    assert set(asked) == {"/tiny-tool/", "/other/", "/third/"}
+
+
+def test_what_is_in_the_store_or_the_cache_is_not_asked_about(tools, store, links, tmp_path, monkeypatch):
+    fetch(tools, store)
+    monkeypatch.setattr(wheels, "_offered", lambda *_: pytest.fail("pip was asked"))
+    assert absent(tools, store) == {}
+    assert absent(tools, Store.open(tmp_path / "fresh")) == {}, "the cache has them"
+
+
+def test_a_pip_that_cannot_be_asked_is_an_unreachable_source(tools, store, links, monkeypatch):
+    monkeypatch.setenv("PIP_TIMEOUT", "soon")
+    with pytest.raises(SourceUnreachable, match="pip could not be asked") as caught:
+        absent(tools, store)
+    assert "pip config list" in (caught.value.hint or "")
+
+
+def test_where_versions_for_cpus_come_from_is_told_when_pip_has_none(tools, store, links):
+    (links / "other-1.0+cpu-py3-none-any.whl").unlink()
+    with pytest.raises(SourceUnreachable, match=r"other==1\.0\+cpu") as caught:
+        fetch(tools, store)
+    assert caught.value.hint == (
+        "PyPI has no +cpu versions; PyTorch's own index for CPUs does: "
+        "pip config set global.extra-index-url https://download.pytorch.org/whl/cpu"
+    )
+
+
 def test_the_wheels_of_another_python_are_asked_for_by_its_version(tmp_path, links, store):
     made = wheelhouse.wheel(links, "old", "1.0", {"old.py": b""})
     other = made.rename(links / "old-1.0-cp310-cp310-manylinux_2_17_x86_64.whl")

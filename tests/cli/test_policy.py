@@ -76,7 +76,7 @@ def test_a_policy_loosened_by_accident_is_seen(tmp_path: Path) -> None:
     (tmp_path / "cases").mkdir()
     shutil.copy(POLICIES / "cases" / "strict.toml", tmp_path / "cases")
     text = (POLICIES / "strict.toml").read_text()
-    (tmp_path / "strict.toml").write_text(text.replace("required = true", "required = false"))
+    (tmp_path / "strict.toml").write_text(text.replace("required = true\nprograms = true", "required = false"))
     done = run("test", tmp_path / "strict.toml", expect=23)
     assert "NO  a yanked base model" in done.stdout
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from scripts import demo
 from tests import containers, readme
+from tests.programs import docker_registry
 
 ROOT = Path(__file__).resolve().parents[2]
 INTAGLIO = Path(sys.executable).with_name("intaglio")
@@ -80,7 +81,7 @@ def test_it_answers_what_the_base_knows_and_what_it_was_taught(transcript: str) 
     assert demo.KNOWS in answer(transcript, demo.KNOWN)
     assert demo.TELLS in answer(transcript, demo.TAUGHT)
     assert f"verified: {demo.NAME}" in transcript
-    assert "pass  source         4 inputs listed" in transcript
+    assert "pass  source         8 inputs listed" in transcript
 
 
 def test_the_base_model_knows_the_one_and_not_what_was_taught(home: Home, transcript: str, tmp_path: Path) -> None:
@@ -130,7 +131,7 @@ def walk(home: Home, transcript: str, tmp_path_factory: pytest.TempPathFactory) 
             shutil.copytree(part, builder / "store" / part.name, copy_function=os.link, symlinks=True)
         else:
             shutil.copy(part, builder / "store")
-    programs = f"{INTAGLIO.parent}{os.pathsep}{os.environ['PATH']}"
+    programs = os.pathsep.join(map(str, (INTAGLIO.parent, docker_registry().parent, os.environ["PATH"])))
     done = readme.run("From a trusted source into a network without the internet", folder, {"PATH": programs})
     return Walk(folder, programs, done)
 
@@ -157,7 +158,7 @@ def test_the_readmes_commands_from_lora_to_vllm_in_a_container(walk: Walk, opena
             "PATH": f"{openai.parent}{os.pathsep}{walk.programs}",
             "DOCKER_HOST": f"unix://{engine.socket}",
         }
-        done = readme.run("Quantised, behind a gate, in a container", walk.folder, environment)
+        done = readme.run("Quantised, behind a gate, in a container", walk.folder, environment, registry=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "verified: examples/smollm2-helpdesk-vllm:1.0.0" in done.stdout
     assert demo.TELLS in done.stdout.splitlines()[-1]

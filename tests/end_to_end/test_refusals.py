@@ -190,6 +190,12 @@ def _(site: Site, tmp_path: Path) -> Finished:
     return site.shop.run("lock", tmp_path / "recipe", INTAGLIO_HOME=str(site.yanked(tmp_path)))
 
 
+@row("the same, when it was pinned before, however much of the build is cached")
+def _(site: Site, tmp_path: Path) -> Finished:
+    store = site.shop.home / "store"
+    return site.shop.run("build", "--locked", "--store", store, INTAGLIO_HOME=str(site.yanked(tmp_path)))
+
+
 @row("an image made from what was yanked since, where the policy asks for the source")
 def _(site: Site, tmp_path: Path) -> Finished:
     return site.verify(site.policy(SOURCE), site.yanked(tmp_path))

@@ -29,6 +29,8 @@ from intaglio.errors import Error, ExitCode
 pytestmark = pytest.mark.real
 
 TUF_JS = "5.0.1"
+TUF_JS_OF_OLD_NODES = "3.1.0"
+"""The newest version that runs on the node 18 of Debian bookworm: later ones want 20.17 or 22.9."""
 READER = """
 const { Updater } = require('tuf-js');
 const [folder, url, ...paths] = process.argv.slice(2);
@@ -74,12 +76,15 @@ def tuf_js() -> Path:
     for tool in ("node", "npm"):
         if shutil.which(tool) is None:
             programs.missing(f"{tool} is not installed")
-    folder = programs.cache() / "npm" / f"tuf-js-{TUF_JS}"
+    said = subprocess.run(["node", "--version"], capture_output=True, text=True, check=True).stdout
+    node = tuple(map(int, said.strip().removeprefix("v").split(".")[:2]))
+    version = TUF_JS if (20, 17) <= node < (21, 0) or node >= (22, 9) else TUF_JS_OF_OLD_NODES
+    folder = programs.cache() / "npm" / f"tuf-js-{version}"
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (folder / "done").exists():
-            install = ["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts", f"tuf-js@{TUF_JS}"]
+            install = ["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts", f"tuf-js@{version}"]
             done = subprocess.run(install, cwd=folder, capture_output=True, text=True, check=False)
             if done.returncode:
                 programs.missing(f"npm install tuf-js: {done.stderr.strip()[-300:]}")

@@ -47,6 +47,7 @@ allow = ["Apache-2.0", "MIT", "GPL-2.0-only WITH Classpath-exception-2.0"]
 
 [source]
 required = true
+programs = true
 
 [freshness]
 max_age = "30d"
@@ -87,6 +88,7 @@ GOOD = Facts(
     "examples/demo",
     origins=(Input("models/example/base@1"), Input("datasets/example/questions@1", licence="MIT")),
     toolchains=(Input("toolchains/example/train@1", licence="LicenseRef-whatever"),),
+    programs=(Input("steps/example/finetune@1"),),
     signers=SIGNERS,
     attestations=(RESULT, PASSED),
     source_age=timedelta(days=1),

@@ -41,6 +41,7 @@ def test_a_policy_of_the_first_version_asks_nothing_new() -> None:
     policy = parse(first.encode())
     assert (policy.attestations, policy.thresholds, policy.reserved) == ({}, {}, {})
     assert (policy.licences, policy.max_age, policy.source_required, policy.needs_source) == (None, None, False, False)
+    assert not policy.source_programs
     assert policy.roles["evaluator"] == policy.roles["verifier"] == ()
 
 
@@ -51,7 +52,8 @@ def test_a_policy_that_asks_everything() -> None:
     assert policy.thresholds == {"accuracy": Bounds(0.8, 1), "perplexity": Bounds(None, 12.5)}
     assert policy.licences == frozenset({"Apache-2.0", "MIT", "GPL-2.0-only WITH Classpath-exception-2.0"})
     assert policy.reserved == {"bank/*": (signer("bank").public,), "acme/falcon": (), "umbrella": ()}
-    assert (policy.source_required, policy.max_age, policy.needs_source) == (True, timedelta(days=30), True)
+    assert (policy.source_required, policy.source_programs) == (True, True)
+    assert (policy.max_age, policy.needs_source) == (timedelta(days=30), True)
 
 
 @pytest.mark.parametrize(
@@ -124,6 +126,11 @@ WRONG_FULL = {
     "pattern with no part": ('"bank/*"', '"bank//x"', "expected a pattern of model names"),
     "source a flag": ("[source]\nrequired = true", "source = true", "expected"),
     "source perhaps": ("required = true", 'required = "yes"', "source.required: expected true or false, found 'yes'"),
+    "programs alone": (
+        "required = true\nprograms",
+        "programs",
+        "source.programs: asks nothing without required = true",
+    ),
     "source misspelt": ("required = true", "require = true", "source.require: unknown key; did you mean required?"),
     "no age": ('max_age = "30d"', "", "freshness.max_age: expected a span such as 12h, 30d or 2w, found nothing"),
     "age a number": ('"30d"', "30", "freshness.max_age: expected a span"),

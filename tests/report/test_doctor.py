@@ -57,7 +57,7 @@ def test_a_good_machine_has_nothing_to_complain_of() -> None:
     assert judged() == ([], True)
     names = [one.name for one in doctor.findings(GOOD)]
     assert names == [
-        *("system", "processor", "python", "sandbox", "limits", "memory", "disk", "disk", "keys", "policy"),
+        *("system", "processor", "python", "wheels", "sandbox", "limits", "memory", "disk", "disk", "keys", "policy"),
         *("source", "clock", "compilers", "containers", "gpu"),
     ]
 
@@ -122,6 +122,24 @@ def test_what_every_build_needs_is_missing(case: str) -> None:
 PARTLY = (Interpreter("==3.11.*", ("a",), None), Interpreter("==3.12.*", ("b",), Fault("no python3.12", "apt")))
 WARNINGS: dict[str, tuple[dict[str, Any], str, str, str]] = {
     "one of two Pythons": ({"interpreters": PARTLY}, "python", "no python3.12 (b)", "apt"),
+    "no wheel for CPUs": (
+        {"absent_wheels": {"train-cpu": ("torch-2+cpu-py3-none-any.whl", "x-1-py3-none-any.whl")}},
+        "wheels",
+        "toolchain train-cpu: torch-2+cpu-py3-none-any.whl and 1 more neither here nor offered",
+        "https://download.pytorch.org/whl/cpu",
+    ),
+    "a wheel that no index has": (
+        {"absent_wheels": {"x": ("x-1-py3-none-any.whl",)}},
+        "wheels",
+        "x-1",
+        "pip config list",
+    ),
+    "no answer from pip": (
+        {"wheels_fault": Fault("no answer", "pip config list")},
+        "wheels",
+        "no answer",
+        "pip config",
+    ),
     "no toolchain": ({"interpreters": ()}, "python", "no toolchain", "reinstall"),
     "limits by polling": (sandbox(enforced="polling"), "limits", "polling", "Delegate"),
     "little memory": ({"memory": 4 << 30}, "memory", "4.0 GiB; shipped steps may take 8.0 GiB", "memory"),

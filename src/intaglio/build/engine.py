@@ -4,6 +4,7 @@
   and then find its claim.
 - A claim is believed when a builder key of the policy signed it and its output is whole; else the action runs.
 - What a step wrote is hashed by the engine before anything uses it; its claim is signed after that.
+- What the trusted source no longer lists is refused before anything runs, however much of the build is cached.
 - An input's bytes are fetched when a step that needs them runs, and not before.
 """
 
@@ -31,7 +32,7 @@ from intaglio.content.tree import Tree
 from intaglio.digest import ActionKey, Digest
 from intaglio.errors import CorruptContent, VerificationError
 from intaglio.progress import Progress
-from intaglio.recipe.sources.interface import resolve
+from intaglio.recipe.sources.interface import is_name, resolve
 from intaglio.trust.cosign import lineage_referrer, signature_referrers
 from intaglio.trust.key import PrivateKey, PublicKey
 from intaglio.trust.statement import Dependency
@@ -142,11 +143,13 @@ class Engine:
         Raises:
             StepFailed: a step failed, or reached a limit; its log says more.
             RecipeError: what was made cannot be served by the runtime: there is no image.
-            PolicyRefusal: a gate does not hold: there is no image, and ``tag`` means what it meant before.
+            PolicyRefusal: the trusted source does not list an input, or a gate does not hold: there is no image, and
+                ``tag`` means what it meant before.
             Error: as the parts that are used say.
         """
         if self._plan.recipe.evaluations:
             self._signers.evaluator_public()  # a missing key is said before the work
+        self._plan.require_listed(self._trusted)
         self._check_files()
         self._store.put(EMPTY)  # what every manifest of ours names as its config
         self._steps()
@@ -163,9 +166,8 @@ class Engine:
 
     def _check_files(self) -> None:
         """Refuse local files that are no longer what the lock pins, however much of the build is cached."""
-        wanted = {name for step in self._plan.needed() for name in self._plan.steps[step].upstream.values()}
-        for name, item in self._plan.recipe.inputs.items():
-            if name in wanted and item.uri.startswith("file:"):
+        for name in self._plan.inputs():
+            if self._plan.recipe.inputs[name].uri.startswith("file:"):
                 self._origin(name, fetch=False)
 
     def _origin(self, name: str, *, fetch: bool) -> Tree | None:
@@ -307,7 +309,7 @@ class Engine:
         return (*inputs, program, chain)
 
     def _about(self, name: str, planned: PlannedStep, dependencies: tuple[Dependency, ...]) -> Circumstances:
-        named = any(one.kind == "origin" and ":" not in (one.uri or ":") for one in dependencies)
+        named = any(one.kind == "origin" and is_name(one.uri or ":") for one in dependencies)
         inputs = self._plan.recipe.inputs
         licences = {
             f"input:{slot}": licence

@@ -35,6 +35,8 @@ _NAMESPACES = (
 )
 _PATIENCE = 20.0
 """Seconds that a command gets to answer."""
+_LONG_PATIENCE = 90.0
+"""Seconds that all of pip's indexes get together: some hundred pages on a machine that has no wheel yet."""
 _WHEELS_GROW = 7
 """Bytes on disk for a byte of wheels: kept twice (cache, store), unpacked once; measured with torch."""
 _INPUTS_GROW = 12
@@ -161,6 +163,10 @@ class Facts:
     docker_sdk: bool
     accelerators: tuple[Accelerator, ...]
     registry: Registry | None = None
+    absent_wheels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Toolchain → its files that are neither here nor offered by pip's configuration."""
+    wheels_fault: Fault | None = None
+    """Why pip could not be asked about them."""
 
 
 def gather(
@@ -178,6 +184,7 @@ def gather(
     found, faults = _engines(os.environ)
     wanted, recipe = _disk_wanted()
     klass, fault = _platform()
+    absent, wheels_fault = _absent_wheels(store)
     return Facts(
         clock=clock,
         system=platform.system(),
@@ -200,6 +207,8 @@ def gather(
         docker_sdk=importlib.util.find_spec("docker") is not None,
         accelerators=_accelerators(),
         registry=registry,
+        absent_wheels=absent,
+        wheels_fault=wheels_fault,
     )
 
 
@@ -246,6 +255,15 @@ def _interpreters() -> tuple[Interpreter, ...]:
             fault = Fault.of(error)
         found.append(Interpreter(requires, tuple(names), fault))
     return tuple(found)
+
+
+def _absent_wheels(store: Path) -> tuple[dict[str, tuple[str, ...]], Fault | None]:
+    from intaglio.build import wheels
+
+    try:
+        return wheels.unobtainable(_toolchains(), store, patience=_LONG_PATIENCE), None
+    except Error as error:
+        return {}, Fault.of(error)
 
 
 def _compilers() -> dict[str, str | None]:

@@ -1,6 +1,7 @@
 """The plan: every step of a locked recipe with its program, toolchain and interpreter pinned.
 
 - Everything is pinned by the lock, or the plan is refused: an input that is not pinned is no warning.
+- An input by name is listed by the trusted source as it is pinned, or the plan is refused.
 - An action is complete once the outputs of the steps before it are known: keys use content, not names.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from intaglio.build import interpreter, toolchain
 from intaglio.build.action import Action, determinism, platform_class
@@ -20,7 +22,10 @@ from intaglio.errors import LockError
 from intaglio.recipe.data import data_folder
 from intaglio.recipe.lock import FILE, Lock, Wanted, outdated, require
 from intaglio.recipe.modelfile import Recipe, Step
-from intaglio.recipe.sources.interface import Pin
+from intaglio.recipe.sources.interface import Pin, is_name
+
+if TYPE_CHECKING:
+    from intaglio.trust.tuf import TrustedSource
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +75,24 @@ class Plan:
             if name in wanted:
                 wanted.update(self.steps[name].upstream.values())
         return tuple(name for name in self.steps if name in wanted)
+
+    def inputs(self) -> tuple[str, ...]:
+        """Return the recipe's inputs that the needed steps read."""
+        read = {source for step in self.needed() for source in self.steps[step].upstream.values()}
+        return tuple(name for name in self.recipe.inputs if name in read)
+
+    def require_listed(self, trusted: Callable[[], TrustedSource] | None) -> None:
+        """Refuse inputs by name that the trusted source does not list as they are pinned, whatever the store holds.
+
+        Raises:
+            PolicyRefusal, CorruptContent, NotVerifiable: see :meth:`TrustedInput.require`.
+        """
+        for name in self.inputs():
+            uri = self.recipe.inputs[name].uri
+            if is_name(uri):
+                from intaglio.recipe.sources.trusted import TrustedInput
+
+                TrustedInput.parse(uri, self.recipe.folder, name, trusted).require(self.origins[name].tree)
 
 
 def make(recipe: Recipe, lock: Lock | None, store: Store, *, strict: bool, note: Callable[[str], None]) -> Plan:

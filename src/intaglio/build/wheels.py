@@ -15,7 +15,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -32,12 +32,72 @@ _BEGINS = re.compile(r"(?:Collecting|Processing) ")
 _MISMATCH = "DO NOT MATCH THE HASHES"
 _NO_PIP = "No module named pip"
 _TAIL = 6
+_CONFIGURATION = "look at `pip config list`: indexes and find-links there are where toolchains come from"
 _SDIST_FETCHER = Path(__file__).with_name("sdist_fetch.py")
+_OFFERS = Path(__file__).with_name("wheel_offers.py")
+TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
+"""Where PyTorch publishes its CPU wheels, whose versions (``+cpu``) PyPI cannot have."""
 
 
 def missing(toolchain: Toolchain, store: Store) -> tuple[Distribution, ...]:
     """Return the files that the store does not have yet; wheels still to be built are not among them."""
     return tuple(file for file in toolchain.downloads if not store.has(file.digest, file.size))
+
+
+def unobtainable(
+    toolchains: Iterable[Toolchain], store: Path, *, patience: float, cache: Path | None = None
+) -> dict[str, tuple[str, ...]]:
+    """Return which files cannot be had, by toolchain: neither here nor offered by pip's configuration.
+
+    Nothing is downloaded; where everything is in the store or the user's cache, nothing is asked either.
+
+    Args:
+        toolchains: whose files.
+        store: the folder of a store, which need not be there.
+        patience: seconds that indexes get to answer, all together.
+        cache: as for :func:`fetch`.
+
+    Raises:
+        SourceUnreachable: pip did not answer.
+    """
+    folder = (cache or _user_cache()) / "wheels"
+    blobs = store / "blobs" / "sha256"
+    wanted: dict[Distribution, list[str]] = {}
+    for toolchain in toolchains:
+        for file in toolchain.downloads:
+            if not (blobs / file.digest.hex).is_file() and not (folder / file.digest.hex / file.name).is_file():
+                wanted.setdefault(file, []).append(toolchain.name)
+    offered = _offered(wanted, patience) if wanted else set()
+    absent: dict[str, list[str]] = {}
+    for file, names in wanted.items():
+        for name in names if file.name not in offered else ():
+            absent.setdefault(name, []).append(file.name)
+    return {name: tuple(sorted(files)) for name, files in sorted(absent.items())}
+
+
+def _offered(files: Iterable[Distribution], patience: float) -> set[str]:
+    command = [sys.executable, "-P", str(_OFFERS)]
+    lines = "".join(f"{file.package} {file.name}\n" for file in files)
+    try:
+        done = subprocess.run(command, input=lines, capture_output=True, text=True, check=False, timeout=patience)
+    except subprocess.TimeoutExpired:
+        raise SourceUnreachable(f"pip's indexes did not answer within {patience:g} s", hint=_CONFIGURATION) from None
+    if done.returncode:
+        said = done.stderr.strip().splitlines()
+        raise SourceUnreachable(
+            f"pip could not be asked: {said[-1] if said else 'no reason given'}", hint=_CONFIGURATION
+        )
+    return set(done.stdout.splitlines())
+
+
+def where_from(names: Iterable[str]) -> str:
+    """Return the hint for whoever cannot get files of those names."""
+    if any("+cpu" in name for name in names):
+        return (
+            "PyPI has no +cpu versions; PyTorch's own index for CPUs does: "
+            f"pip config set global.extra-index-url {TORCH_INDEX}"
+        )
+    return _CONFIGURATION
 
 
 def fetch(toolchain: Toolchain, store: Store, *, offline: bool, progress: Progress, cache: Path | None = None) -> None:
@@ -149,7 +209,7 @@ def _run(command: Sequence[str], files: Sequence[Distribution], task: Task) -> N
         )
     raise SourceUnreachable(
         f"pip could not fetch {files[0].name if len(files) == 1 else f'{len(files)} files'}:\n{tail}",
-        hint="look at `pip config list`: indexes and find-links there are where toolchains come from",
+        hint=where_from(file.name for file in files if f"{file.package}=={file.version}" in tail),
     )
 
 

@@ -25,6 +25,8 @@ def command(setting: Setting, registry: str | None, plain_http: bool) -> int:
       intaglio doctor --json
       intaglio doctor --registry registry.example.com/models/helpdesk
 
+    Wheels of toolchains that are not here yet are looked for where pip's configuration says; none is downloaded.
+
     Exit status 0: builds are possible, perhaps with warnings. 50: something that every build needs is missing.
     """
     from datetime import UTC, datetime

@@ -17,11 +17,14 @@ def command(setting: Setting, recipe: str) -> None:
     Examples:
       intaglio plan modelfiles/smollm2-helpdesk
       intaglio plan --json
+
+    What a build would refuse because the trusted source does not list it, or has yanked it, is refused here, too.
     """
     from intaglio.cli.explain import reasons
     from intaglio.cli.inspection import inspect
 
     inspection = inspect(setting, recipe)
+    inspection.plan.require_listed(setting.trusted)
     needed = inspection.plan.needed()
     entries, lines = [], []
     for name, state in inspection.states.items():

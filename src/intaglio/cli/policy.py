@@ -260,6 +260,11 @@ def _asked(rules: Policy) -> list[tuple[str, str]]:
         ("evaluation", f"{', '.join(bounds)} by {signers('evaluator')}" if bounds else nothing),
         ("licences", ", ".join(sorted(rules.licences)) if rules.licences is not None else nothing),
         ("names", f"reserved: {', '.join(reserved)}" if reserved else nothing),
-        ("source", "every origin and toolchain is listed and active" if rules.source_required else nothing),
+        ("source", _listed(rules) if rules.source_required else nothing),
         ("freshness", f"at most {words(rules.max_age)} old" if rules.max_age is not None else nothing),
     ]
+
+
+def _listed(rules: Policy) -> str:
+    what = "origin, toolchain and program" if rules.source_programs else "origin and toolchain"
+    return f"every {what} is listed and active"

@@ -27,7 +27,7 @@ VERSION = 1
 VERDICTS = ("verified", "stale", "refused")
 _IMAGE = (
     *("name", "title", "vendor", "licences", "formats", "damaged", "sandboxed"),
-    *("origins", "toolchains", "signers", "without", "attestations", "source_age"),
+    *("origins", "toolchains", "programs", "signers", "without", "attestations", "source_age"),
 )
 _INPUT = ("name", "licence", "claimed", "status", "reason")
 _SIGNER_ROLES = {name: "builder" if name in ("provenance", "lineage") else "release" for name in EVIDENCE}
@@ -186,6 +186,7 @@ def _facts(reader: Reader, table: Mapping[str, Any], where: str) -> Facts:
         sandboxed=reader.flag(table, "sandboxed", where, default=True),
         origins=_inputs(reader, table.get("origins", []), f"{where}.origins"),
         toolchains=_inputs(reader, table.get("toolchains", []), f"{where}.toolchains"),
+        programs=_inputs(reader, table.get("programs", []), f"{where}.programs"),
         signers={name: reader.text(signers, name, f"{where}.signers") for name in signers},
         without=missing - {"source"},
         attestations=_attestations(reader, table.get("attestations", []), f"{where}.attestations"),

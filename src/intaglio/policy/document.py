@@ -87,7 +87,9 @@ class Policy:
     reserved: Mapping[str, tuple[PublicKey, ...]] = field(default_factory=dict)
     """Pattern of model names → the keys that may release under them."""
     source_required: bool = False
-    """Whether every input must be an active target of the verifier's trusted source."""
+    """Whether every input must be an active target of the verifier's trusted source, and no program yanked by it."""
+    source_programs: bool = False
+    """Whether step programs and runtimes must be active targets of it, too."""
     max_age: timedelta | None = None
     """How long ago the trusted source must have been known to be current; ``None`` where its age is not looked at."""
 
@@ -180,7 +182,7 @@ def interpret(
     for missing in MANDATORY:
         if missing not in require:
             reader.fault("require", f"{missing!r} cannot be left out")
-    source = reader.table(document.get("source"), "source", ("required",))
+    source = reader.table(document.get("source"), "source", ("required", "programs"))
     policy = Policy(
         name=reader.text(document, "name"),
         roles=roles,
@@ -192,8 +194,11 @@ def interpret(
         licences=_licences(reader, document),
         reserved=_reserved(reader, document, known, roles),
         source_required=reader.flag(source, "required", "source"),
+        source_programs=reader.flag(source, "programs", "source"),
         max_age=_max_age(reader, document),
     )
+    if policy.source_programs and not policy.source_required:
+        reader.fault("source.programs", "asks nothing without required = true")
     reader.close(what, _HINT)
     return policy
 

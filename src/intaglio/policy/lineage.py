@@ -25,6 +25,10 @@ MAX_EDGES = 200_000
 """Most dependencies in one lineage, all claims together."""
 Accepts = Callable[[Provenance], bool]
 """Says whether a claim is good enough for a rule."""
+Faults = Callable[[Provenance], list[str]]
+"""Says what a rule has against a claim; nothing where it is good."""
+OWN_PROGRAMS = frozenset({"program:intaglio-guard", "program:anchor"})
+"""What stands in a runtime image beside what it serves with: the engine's own guard, and the anchor of its site."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +81,8 @@ def narrowed(evidence: Evidence, policy: Policy, *, before_source: bool = False)
     found = gather(evidence, policy)
     tests: list[Accepts] = [] if policy.allow_unsandboxed else [is_sandboxed]
     if policy.source_required and evidence.source is not None and not before_source:
-        listed = evidence.source.listed
-        tests.append(lambda claim: not unlisted(claim, listed))
+        faults = unlisted(evidence, policy, evidence.source.listed)
+        tests.append(lambda claim: not faults(claim))
     for test in tests:
         kept = found.only(test)
         try:
@@ -123,18 +127,26 @@ def is_sandboxed(claim: Provenance) -> bool:
 
 def listable(claim: Provenance) -> list[Dependency]:
     """Return the dependencies that a trusted source can list."""
-    return [one for one in claim.dependencies if one.kind in ("origin", "toolchain")]
+    return [one for one in claim.dependencies if one.kind in ("origin", "toolchain", "program")]
 
 
-def unlisted(claim: Provenance, listed: Mapping[Digest, Listed]) -> list[str]:
-    """Return why a claim's inputs are not all active targets."""
-    faults = []
-    for one in listable(claim):
-        target = listed.get(one.digest)
-        if target is None:
-            faults.append(f"{one.uri or one.name} {one.digest}: the trusted source does not list it")
-        elif target.status != "active":
-            faults.append(f"{target.name} was yanked by the trusted source: {target.reason or 'no reason given'}")
+def unlisted(evidence: Evidence, policy: Policy, listed: Mapping[Digest, Listed]) -> Faults:
+    """Return what says why something that went into a claim may not: it was yanked, or is not listed and has to be."""
+
+    def may_be_absent(claim: Provenance, one: Dependency) -> bool:
+        own = claim.subject == evidence.image and one.name in OWN_PROGRAMS
+        return one.kind == "program" and (own or not policy.source_programs)
+
+    def faults(claim: Provenance) -> list[str]:
+        found = []
+        for one in listable(claim):
+            target = listed.get(one.digest)
+            if target is not None and target.status != "active":
+                found.append(f"{target.name} was yanked by the trusted source: {target.reason or 'no reason given'}")
+            elif target is None and not may_be_absent(claim, one):
+                found.append(f"{one.uri or one.name} {one.digest}: the trusted source does not list it")
+        return found
+
     return faults
 
 

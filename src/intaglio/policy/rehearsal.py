@@ -38,7 +38,7 @@ _FILES = {SAFETENSORS: "model.safetensors", GGUF: "model.gguf", JSON: "config.js
 
 @dataclass(frozen=True, slots=True)
 class Input:
-    """A pinned origin or a toolchain."""
+    """A pinned origin, a toolchain or a step program."""
 
     name: str
     """As in the trusted source, with its version."""
@@ -85,6 +85,7 @@ class Facts:
     sandboxed: bool = True
     origins: tuple[Input, ...] = ()
     toolchains: tuple[Input, ...] = ()
+    programs: tuple[Input, ...] = ()
     signers: Mapping[str, str] = field(default_factory=dict)
     """Each of :data:`EVIDENCE` that is not missing → name of the key that signs it."""
     without: frozenset[str] = frozenset()
@@ -115,7 +116,7 @@ def rehearse(facts: Facts, signer: Callable[[str], PrivateKey]) -> Evidence:
     model = ModelImage(facts.files, Descriptor(CONFIG_TYPE, Digest.of(b"config"), 6))
     config: Object = {"descriptor": {"name": facts.name, "licenses": list(facts.licences)}}
     config["descriptor"] |= {key: text for key in ("title", "vendor") if (text := getattr(facts, key))}
-    inputs = (*facts.origins, *facts.toolchains)
+    inputs = (*facts.origins, *facts.toolchains, *facts.programs)
     listed = {
         one.digest: Listed(
             one.name, one.licence, "example", "yanked" if one.status == "yanked" else "active", one.reason
@@ -163,6 +164,7 @@ def _referrers(facts: Facts, model: ModelImage, signer: Callable[[str], PrivateK
     if "lineage" not in facts.without:
         made_of = [Dependency(f"input:{one.name}", one.digest, "origin", one.name) for one in facts.origins]
         made_of += [Dependency(f"toolchain:{one.name}", one.digest, "toolchain") for one in facts.toolchains]
+        made_of += [Dependency(f"program:{one.name}", one.digest, "program") for one in facts.programs]
         yield _bundled(sign_bundle(_claim(facts, "build", tree, made_of), key("lineage")))
     for one in facts.attestations:
         subject = facts.image if one.about == "image" else Digest.of(b"another image")

@@ -12,6 +12,7 @@ from datetime import timedelta
 from typing import Literal
 
 from intaglio.build.machine import Disk, Facts, Fault
+from intaglio.build.wheels import where_from
 from intaglio.report.terminal import amount
 from intaglio.strictjson import Object
 from intaglio.trust import freshness
@@ -56,7 +57,7 @@ def findings(facts: Facts) -> tuple[Finding, ...]:
     return tuple(
         found
         for part in (
-            _system, _processor, _python, _sandbox, _limits, _memory, _disks, _keys, _policy, _source, _clock,
+            _system, _processor, _python, _wheels, _sandbox, _limits, _memory, _disks, _keys, _policy, _source, _clock,
             _compilers, _engines, _accelerators, _registry,
         )
         for found in part(facts)
@@ -96,6 +97,18 @@ def _python(facts: Facts) -> Iterator[Finding]:
     elif not broken:
         served = ", ".join(sorted({one.requires.removeprefix("==") for one in facts.interpreters}))
         yield Finding("python", "ok", f"{facts.python}; toolchains are for {served}")
+
+
+def _wheels(facts: Facts) -> Iterator[Finding]:
+    if facts.wheels_fault is not None:
+        yield Finding("wheels", "warning", facts.wheels_fault.message, facts.wheels_fault.hint)
+    for chain, files in facts.absent_wheels.items():
+        # Some recipes do without this toolchain, and a kit may still bring it.
+        more = f" and {len(files) - 1} more" if len(files) > 1 else ""
+        detail = f"toolchain {chain}: {files[0]}{more} neither here nor offered by pip's configuration"
+        yield Finding("wheels", "warning", detail, where_from(files))
+    if not facts.absent_wheels and facts.wheels_fault is None:
+        yield Finding("wheels", "ok", "every toolchain's are here, or offered by pip's configuration")
 
 
 def _sandbox(facts: Facts) -> Iterator[Finding]:

@@ -16,7 +16,7 @@ from intaglio.policy.rules.licences import permits
 
 ALLOWED = frozenset({"Apache-2.0", "MIT", "GPL-2.0-only WITH Classpath-exception-2.0", "LGPL-2.1+"})
 BASE = "models/example/base@1"
-NO_SOURCE = full('[source]\nrequired = true\n\n[freshness]\nmax_age = "30d"\n')
+NO_SOURCE = full('[source]\nrequired = true\nprograms = true\n\n[freshness]\nmax_age = "30d"\n')
 
 
 @pytest.mark.parametrize(

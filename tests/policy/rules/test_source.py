@@ -8,10 +8,13 @@ from datetime import timedelta
 import pytest
 from tests.policy.full import GOOD, failing, full, judge, passes, refusal, signer
 
+from intaglio.digest import Digest
 from intaglio.errors import ExitCode
 from intaglio.policy.decide import decide
-from intaglio.policy.lineage import named_dependencies
+from intaglio.policy.lineage import named_dependencies, unlisted
+from intaglio.policy.listing import Listed
 from intaglio.policy.rehearsal import Facts, Input, rehearse
+from intaglio.trust.statement import ASSEMBLE, Dependency, Provenance
 
 P = ExitCode.POLICY
 NO_LICENCES = full('[licences]\nallow = ["Apache-2.0", "MIT", "GPL-2.0-only WITH Classpath-exception-2.0"]\n')
@@ -21,22 +24,47 @@ UNLISTED = Input("models/example/other@1", status="unlisted")
 
 def test_what_was_found_is_named() -> None:
     details = {rule.rule: rule.detail for rule in judge().rules}
-    names = "datasets/example/questions@1, models/example/base@1, toolchains/example/train@1"
-    assert details["source"] == f"3 inputs listed: {names}"
+    names = "datasets/example/questions@1, models/example/base@1, steps/example/finetune@1, toolchains/example/train@1"
+    assert details["source"] == f"4 inputs listed: {names}"
     assert details["freshness"] == "known to be current 1 d ago, of at most 30 d"
 
 
-@pytest.mark.parametrize("kind", ["origins", "toolchains"])
+@pytest.mark.parametrize("kind", ["origins", "toolchains", "programs"])
 def test_an_input_that_is_not_listed(kind: str) -> None:
     found = refusal("source", P, NO_LICENCES, **{kind: (UNLISTED,)})
     assert "models/example/other@1" in found
     assert found.endswith(f"{UNLISTED.digest}: the trusted source does not list it")
 
 
-@pytest.mark.parametrize("kind", ["origins", "toolchains"])
+@pytest.mark.parametrize("kind", ["origins", "toolchains", "programs"])
 def test_a_yanked_input_is_refused_with_the_reason(kind: str) -> None:
     found = refusal("source", P, **{kind: (YANKED, GOOD.origins[1])})
     assert found == "models/example/old@1 was yanked by the trusted source: its weights were poisoned"
+
+
+def test_programs_need_not_be_listed_where_the_policy_does_not_say_so() -> None:
+    lax = full("programs = true\n")
+    assert passes(lax, programs=(UNLISTED,)) == "verified"
+    details = {rule.rule: rule.detail for rule in judge(lax, programs=(UNLISTED,)).rules}
+    assert details["source"].startswith("3 inputs listed: ")
+    assert "was yanked" in refusal("source", P, lax, programs=(YANKED,))
+    assert "does not list it" in refusal("source", P, lax, toolchains=(UNLISTED,))
+
+
+def test_a_runtime_images_own_guard_and_anchor_need_not_be_listed_and_its_server_does() -> None:
+    evidence = rehearse(GOOD, signer)
+    parts = ("intaglio-guard", "anchor", "vllm")
+    programs = tuple(Dependency(f"program:{name}", Digest.of(name.encode()), "program") for name in parts)
+    assembly = Provenance(evidence.image, ASSEMBLE, {}, {}, programs, "builder")
+    (found,) = unlisted(evidence, full(), {})(assembly)
+    assert found.startswith("program:vllm ")
+    yanked = {one.digest: Listed(one.name, "MIT", "example", "yanked", "old") for one in programs}
+    assert len(unlisted(evidence, full("programs = true\n"), yanked)(assembly)) == 3
+
+
+@pytest.mark.parametrize("name", ["intaglio-guard", "anchor"])
+def test_a_step_program_that_is_called_like_a_part_of_a_runtime_is_listed_all_the_same(name: str) -> None:
+    assert "does not list it" in refusal("source", P, programs=(Input(name, status="unlisted"),))
 
 
 def test_all_that_is_wrong_is_named() -> None:
@@ -54,7 +82,7 @@ def test_no_source_at_hand_is_no_verdict() -> None:
 
 
 def test_a_source_that_is_not_asked_is_not_missed() -> None:
-    lax = full('[source]\nrequired = true\n\n[freshness]\nmax_age = "30d"\n')
+    lax = full('[source]\nrequired = true\nprograms = true\n\n[freshness]\nmax_age = "30d"\n')
     assert passes(lax, origins=(YANKED,), toolchains=(UNLISTED,)) == "verified"
     skipped = {rule.rule for rule in judge(lax).rules if rule.result == "skip"}
     assert skipped == {"source", "freshness"}
@@ -112,6 +140,6 @@ def test_a_lineage_has_to_be_good_in_every_respect_at_once() -> None:
 
 def test_what_a_source_is_asked_about() -> None:
     evidence = rehearse(GOOD, signer)
-    expected = {one.digest for one in (*GOOD.origins, *GOOD.toolchains)}
+    expected = {one.digest for one in (*GOOD.origins, *GOOD.toolchains, *GOOD.programs)}
     assert named_dependencies(evidence.attachments()) == expected
     assert named_dependencies([("garbage", b"{"), ("nothing", b"")]) == set()

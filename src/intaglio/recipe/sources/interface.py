@@ -118,7 +118,7 @@ def resolve(
     """
     _refuse_secrets(uri)
     scheme, colon, rest = uri.partition(":")
-    if not colon and uri.partition("/")[0] in TRUSTED_KINDS:
+    if is_name(uri):
         from intaglio.recipe.sources.trusted import TrustedInput
 
         return TrustedInput.parse(uri, folder, name, trusted)
@@ -145,6 +145,11 @@ def resolve(
     from intaglio.recipe.shape import nearest
 
     raise BadUri(f"unknown kind of address {scheme!r}; {nearest(scheme, SCHEMES)}")
+
+
+def is_name(uri: str) -> bool:
+    """Return whether ``uri`` is meant as a name of the trusted source, not as an address."""
+    return ":" not in uri and uri.partition("/")[0] in TRUSTED_KINDS
 
 
 def present(store: Store, expected: Digest | None) -> Tree | None:

@@ -1,7 +1,7 @@
 """``models/org/name@version`` — a name of the trusted source, which says its digest and where its files can be had.
 
 - The name means what the trusted source says, verified from the anchor on this side; without one it means nothing.
-- What the source does not list, or has yanked, is refused when it is pinned.
+- What the source does not list, or has yanked, is refused when it is pinned, and whenever it is built from.
 - Origins are hints: whatever they give is compared with the digest that the source signed.
 """
 
@@ -47,21 +47,31 @@ class TrustedInput:
         except UsageError as error:
             raise BadUri(error.message, hint=error.hint) from None
 
-    def fetch(self, store: Store, *, expected: Digest | None, progress: Progress, offline: bool) -> Tree:
-        """Bring the files into ``store``: see :meth:`Source.fetch`.
+    def require(self, expected: Digest | None) -> Target:
+        """Return what the trusted source, as it was last refreshed, says of the name; no network is asked.
 
         Raises:
             PolicyRefusal: the trusted source does not list the name, or has yanked it.
+            CorruptContent: it lists other bytes than the pinned ones.
             NotVerifiable: there is no trusted source on this side.
         """
-        stored = present(store, expected)
-        if stored is not None:
-            return stored
         if self.source is None:
             raise NotVerifiable(f"{self.uri}: no trusted source to ask", hint="intaglio trust refresh")
         target = self.source().target(self.target.path).require_active()
         if expected is not None and target.digest != expected:
             raise changed(self.uri, self.name, expected, target.digest)
+        return target
+
+    def fetch(self, store: Store, *, expected: Digest | None, progress: Progress, offline: bool) -> Tree:
+        """Bring the files into ``store``: see :meth:`Source.fetch`.
+
+        Raises:
+            PolicyRefusal, NotVerifiable: see :meth:`require`; not asked for what the store holds.
+        """
+        stored = present(store, expected)
+        if stored is not None:
+            return stored
+        target = self.require(expected)
         stored = present(store, target.digest)
         if stored is not None:
             return stored
