@@ -60,7 +60,7 @@ def unobtainable(
     Raises:
         SourceUnreachable: pip did not answer.
     """
-    folder = (cache or _user_cache()) / "wheels"
+    folder = _kept(cache)
     blobs = store / "blobs" / "sha256"
     wanted: dict[Distribution, list[str]] = {}
     for toolchain in toolchains:
@@ -100,6 +100,10 @@ def where_from(names: Iterable[str]) -> str:
     return _CONFIGURATION
 
 
+def _kept(cache: Path | None) -> Path:
+    return cache / "wheels" if cache else downloads.folder("wheels")
+
+
 def fetch(toolchain: Toolchain, store: Store, *, offline: bool, progress: Progress, cache: Path | None = None) -> None:
     """Bring every file of ``toolchain`` into ``store``, and its lock; one that is there is not fetched again.
 
@@ -111,7 +115,7 @@ def fetch(toolchain: Toolchain, store: Store, *, offline: bool, progress: Progre
     store.put(toolchain.lock)
     store.put(toolchain.tree().manifest())
     store.put(EMPTY)
-    folder = cache / "wheels" if cache else downloads.folder("wheels")
+    folder = _kept(cache)
     wanted = [
         file
         for file in missing(toolchain, store)
