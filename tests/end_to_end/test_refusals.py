@@ -300,7 +300,7 @@ def _(site: Site, tmp_path: Path) -> Finished:
 
     def login(password: str) -> Finished:
         typed = ("sh", "-c", 'echo "$1" | { shift; "$@"; }', "sh", password)
-        return site.shop.run("login", there.host, "--username", USER, "--password-stdin", before=typed)
+        return site.shop.run("login", there.host, "--plain-http", "--username", USER, "--password-stdin", before=typed)
 
     login(PASSWORD).ok()
     return login("guessed")
