@@ -54,6 +54,7 @@ def command(
     from intaglio.build.serve import serve
 
     store = setting.existing_store
+    store.sweep()
     image = store.resolve(reference)
     report = verify.verify_image(
         store, image, setting.policy(policy), listing=setting.listing(), progress=setting.progress
