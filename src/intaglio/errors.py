@@ -23,6 +23,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import IntEnum
 
 
@@ -80,6 +81,8 @@ class Error(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+        self.answer: Mapping[str, object] = {}
+        """What a command answers under ``--json`` beside the error, where its answer has a form of its own."""
 
 
 class UsageError(Error):

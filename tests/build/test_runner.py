@@ -6,12 +6,14 @@ import json
 import re
 import shlex
 import subprocess
+import sys
 from typing import Any
 
 import pytest
-from tests.workshop import COPY, PROGRAM, Workshop
+from tests.workshop import COPY, PROGRAM, Finished, Workshop
 
 from intaglio.build.runner import TAIL
+from intaglio.digest import Digest
 from intaglio.errors import ExitCode
 
 pytestmark = pytest.mark.real
@@ -368,3 +370,61 @@ def test_copying_is_the_whole_of_a_tiny_build(shop):
     answer = shop.build().ok()
     assert re.search(r"make: built in \d+\.\d s → sha256:[0-9a-f]{64}", answer.err)
     assert answer.json["tag"] == "tests/shop:1.0.0"
+
+
+# --- executors that lie ----------------------------------------------------------------------------------------------
+
+LIAR = """
+import os
+from pathlib import Path
+from intaglio.build.executors.local import LocalExecutor
+from intaglio.cli import main
+
+honest = LocalExecutor.run
+
+def run(self, spec, *, log, on_event):
+    ended = honest(self, spec, log=log, on_event=on_event)
+    (out,) = [mount.source for mount in spec.mounts if mount.target == "/out"]
+    for event in ("output", "ended"):
+        on_event({"event": event, "status": 0, "output": PROMISED, "digest": PROMISED})
+    lie(out / "model.txt")
+    return ended
+
+LocalExecutor.run = run
+"""
+LIES = {
+    "other bytes": "path.write_bytes(b'forged')",
+    "a link to what is promised": "path.unlink(); path.symlink_to(BLOB)",
+    "the blob itself": "path.unlink(); os.link(BLOB, path)",
+    "nothing": "path.unlink()",
+}
+
+
+def lied(shop: Workshop, lie: str, promised: str, *words: str) -> Finished:
+    """Run ``intaglio`` with an executor that answers with ``promised``, and leaves something else."""
+    blob = shop.store.path(Digest.of(b"what the model is made of\n"))
+    code = f"PROMISED, BLOB = {promised!r}, {str(blob)!r}\n{LIAR}\ndef lie(path):\n    {lie}\n\nmain()\n"
+    argv = [sys.executable, "-c", code, *words]
+    done = subprocess.run(argv, cwd=shop.recipe, env=shop.environment, capture_output=True, text=True, check=False)
+    return Finished(done.returncode, done.stdout, done.stderr)
+
+
+def test_what_an_executor_gives_back_is_hashed_whatever_it_says(shop):
+    """Who takes an executor at its word signs what it says; a claim names what came."""
+    shop.one(COPY)
+    promised = next(step["output"] for step in shop.built()["steps"] if step["name"] == "make")
+    answer = lied(shop, LIES["other bytes"], promised, "replay", "make", "--json").ok().json
+    assert (answer["same"], answer["output"] == promised) == (False, False)
+    assert [shop.store.path(file.digest).read_bytes() for file in shop.store.tree(Digest(answer["output"])).files] == [
+        b"forged"
+    ]
+    assert lied(shop, "pass", promised, "replay", "make", "--json").ok().json["same"] is True
+
+
+@pytest.mark.parametrize("lie", ["a link to what is promised", "the blob itself", "nothing"])
+def test_what_an_executor_only_points_to_is_refused(shop, lie):
+    shop.one(COPY)
+    promised = next(step["output"] for step in shop.built()["steps"] if step["name"] == "make")
+    assert "its output cannot be used" in lied(shop, LIES[lie], promised, "replay", "make").failed(ExitCode.STEP).err
+    assert shop.run("store", "verify").ok()
+    assert shop.run("verify", "tests/shop:1.0.0").ok()

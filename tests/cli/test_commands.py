@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
+import os
+import pty
 import shutil
 import stat
 import subprocess
+import termios
 
 import pytest
-from tests.workshop import COPY, PROGRAM
+from tests.workshop import COPY, PROGRAM, Finished
 
 from intaglio.digest import Digest
 from intaglio.errors import ExitCode
@@ -48,6 +53,62 @@ def test_init_with_a_passphrase_encrypts_the_keys(shop, tmp_path):
         answer = shop.run("init", "--json", *words, INTAGLIO_HOME=str(home), **environment).ok().json
         assert answer["encrypted"] is True
         assert b"ENCRYPTED" in (home / "keys" / "release.key").read_bytes()
+
+
+def at_a_terminal(shop, answers, *words, **environment):
+    """Run ``intaglio`` as a person does, with a terminal for input and messages; return how it ended and what it shows.
+
+    ``answers`` are typed one after the other, each when a question stands there.
+    """
+    ours, theirs = pty.openpty()
+
+    def own() -> None:
+        os.setsid()
+        fcntl.ioctl(theirs, termios.TIOCSCTTY, 0)
+
+    process = subprocess.Popen(
+        [PROGRAM, *words],
+        cwd=shop.recipe,
+        env={**shop.environment, **environment},
+        stdin=theirs,
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+        text=True,
+        preexec_fn=own,
+    )
+    os.close(theirs)
+    shown, waiting = b"", list(answers)
+    with contextlib.suppress(OSError):  # the terminal's other end has gone
+        while piece := os.read(ours, 4096):
+            shown += piece
+            if waiting and shown.count(b"Passphrase for ") > len(answers) - len(waiting) and shown.endswith(b": "):
+                os.write(ours, waiting.pop(0).encode() + b"\n")
+    out, _ = process.communicate(timeout=60)
+    os.close(ours)
+    return Finished(process.returncode, out, shown.decode())
+
+
+def test_a_passphrase_is_asked_for_at_a_terminal_and_not_shown(shop):
+    shop.one(COPY)
+    home = {"INTAGLIO_HOME": str(shop.root / "asked")}
+    made = at_a_terminal(shop, ["correct horse"], "init", "--json", **home).ok()
+    assert made.json["encrypted"] is True
+    assert "Passphrase for the new keys" in made.err
+    wrong = at_a_terminal(shop, ["wrong"], "build", ".", "--progress", "none", **home)
+    assert "passphrase" in wrong.failed(ExitCode.UNTRUSTED).err.splitlines()[-1]
+    built = at_a_terminal(shop, ["correct horse"] * 2, "build", ".", "--json", "--progress", "none", **home).ok()
+    assert [f"Passphrase for key {name}: " in built.err for name in ("builder", "release")] == [True, True]
+    for done in (made, built, wrong):
+        assert "correct horse" not in done.err + done.out
+        assert "wrong\r" not in done.err
+    assert shop.run("verify", "tests/shop:1.0.0", **home).ok()
+
+
+def test_without_a_terminal_nobody_is_asked(shop):
+    home = {"INTAGLIO_HOME": str(shop.root / "asked")}
+    at_a_terminal(shop, [""], "init", **home).ok()
+    assert "ENCRYPTED" not in (shop.root / "asked" / "keys" / "release.key").read_text()
+    assert shop.run("init", "--json", INTAGLIO_HOME=str(shop.root / "unasked")).ok().json["encrypted"] is False
 
 
 def test_key_new_makes_a_key_and_never_over_another(shop):
@@ -213,3 +274,12 @@ def test_every_answer_under_json_is_one_object(shop):
         done = shop.run(*words, "--json").ok()
         assert isinstance(done.json, dict), words
         assert json.dumps(done.json, ensure_ascii=False) + "\n" == done.out
+
+
+# --- names -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tag", ["", "sha256:x", "a name", "../up"])
+def test_a_pulled_image_gets_no_name_that_could_not_be_looked_up(shop, tag):
+    said = shop.run("pull", "localhost:1/models/demo:1", "--tag", tag).failed(ExitCode.USAGE).err
+    assert "for --tag" in said

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import shutil
 import tarfile
 from collections.abc import Callable
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import pytest
 from tests.workshop import Workshop
+
+from intaglio.content.layout import Store
 
 NAME = "tests/shop:1.0.0"
 
@@ -56,6 +59,41 @@ def test_the_same_image_is_the_same_kit(shop: Workshop, kit: Path) -> None:
     shop.run("kit", "export", NAME, "-o", shop.root / "again.kit").ok()
     assert kit.read_bytes() == (shop.root / "again.kit").read_bytes()
     assert all(member.mtime == 0 and member.uid == 0 and member.mode == 0o644 for member, _ in members(kit))
+
+
+def test_a_kit_is_written_over_no_link_that_waits_for_it(shop: Workshop, kit: Path) -> None:
+    """Not under the name that an older engine wrote to first, nor under the kit's own."""
+    victim = shop.root / "victim"
+    victim.write_text("mine")
+    for name in (".again.kit.partial", "again.kit"):
+        (shop.root / name).symlink_to(victim)
+    shop.run("kit", "export", NAME, "-o", shop.root / "again.kit").ok()
+    assert victim.read_text() == "mine"
+    assert not (shop.root / "again.kit").is_symlink()
+    assert (shop.root / "again.kit").read_bytes() == kit.read_bytes()
+
+
+def test_two_exports_to_one_place_do_not_meet(shop: Workshop, kit: Path) -> None:
+    running = [shop.start("kit", "export", NAME, "-o", shop.root / "both.kit") for _ in range(3)]
+    for process in running:
+        _, said = process.communicate(timeout=60)
+        assert process.returncode == 0, said
+    assert (shop.root / "both.kit").read_bytes() == kit.read_bytes()
+    assert not list(shop.root.glob(".both.kit*"))
+
+
+@pytest.mark.parametrize("words", [("kit", "verify"), ("kit", "import")])
+def test_what_a_crash_left_is_swept_where_kits_are_taken(
+    shop: Workshop, kit: Path, elsewhere: Path, words: tuple[str, str]
+) -> None:
+    Store.open(elsewhere / "store")
+    left = [elsewhere / "store" / "tmp" / "staging-x" / "d", elsewhere / "store" / "partial" / "0"]
+    left[0].mkdir(parents=True)
+    left[1].write_text("x")
+    for path in (left[0].parent, left[1]):
+        os.utime(path, (0, 0))
+    shop.run(*words, kit, INTAGLIO_HOME=str(elsewhere)).ok()
+    assert not any(path.exists() for path in left)
 
 
 def test_what_a_kit_brings_verifies_there(shop: Workshop, kit: Path, elsewhere: Path) -> None:

@@ -126,6 +126,19 @@ def test_keys_are_not_put_into_the_folder_nor_over_others(source: Path, tmp_path
     assert not (tmp_path / "new").exists()
 
 
+def test_without_keys_there_is_no_source(home: Path, tmp_path: Path) -> None:
+    """Neither where the keys cannot be written, nor where the source cannot: one without the other is of no use."""
+    (tmp_path / "source-keys").mkdir()
+    (tmp_path / "source-keys" / "online").write_text("in the way")
+    assert refused("init", tmp_path / "source").exit_code == ExitCode.MACHINE
+    assert not (tmp_path / "source").exists()
+    assert not list((tmp_path / "source-keys" / "offline").iterdir())
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "other").write_text("not empty")
+    assert refused("init", tmp_path / "taken").exit_code == ExitCode.USAGE
+    assert not [path for path in (tmp_path / "taken-keys").rglob("*") if path.is_file()]
+
+
 def test_keys_are_encrypted_with_a_passphrase(home: Path, tmp_path: Path, entry: Path) -> None:
     source, secret, wrong = tmp_path / "source", tmp_path / "secret", tmp_path / "wrong"
     secret.write_text("open sesame\n", encoding="utf-8")

@@ -29,11 +29,12 @@ def refused(done: Finished, code: ExitCode | None = None) -> dict[str, Any]:
     assert done.status not in (0, ExitCode.BUG), done
     assert not re.search("^Traceback", done.err, re.MULTILINE)
     answer = done.json
+    assert set(answer) - {"error"} == {"verdict", "image", "rules"}
+    assert answer["verdict"] == "refused"
+    assert any(rule["result"] == "fail" and rule["detail"] for rule in answer["rules"])
     if "error" in answer:
         assert answer["error"]["exit_code"] == done.status
-    else:
-        assert answer["verdict"] == "refused"
-        assert any(rule["result"] == "fail" for rule in answer["rules"])
+        assert "error: " in done.err
     if code is not None:
         assert done.status == code, answer
     return answer
@@ -105,9 +106,49 @@ def test_what_is_not_there_is_refused(built, words, code):
     refused(built.run("verify", *words, "--json"), code)
 
 
-def test_without_an_anchor_there_is_no_verdict(built):
+def test_without_an_anchor_the_answer_is_no(built):
     (built.home / "policy.toml").unlink()
-    assert "policy" in refused(built.run("verify", TAG, "--json"), ExitCode.NOT_VERIFIABLE)["error"]["message"]
+    answer = refused(built.run("verify", TAG, "--json"), ExitCode.NOT_VERIFIABLE)
+    assert "policy" in answer["error"]["message"]
+    assert answer["image"] is None
+    assert [rule["rule"] for rule in answer["rules"]] == ["policy"]
+    named = ("--policy", "policies/acme/release@1")
+    assert refused(built.run("verify", TAG, "--json", *named), ExitCode.NOT_VERIFIABLE)["image"] is None
+
+
+def test_a_trusted_source_that_does_not_verify_is_a_no(built):
+    (built.home / "root.json").write_text("{}")
+    (built.home / "tuf").mkdir()
+    (built.home / "tuf" / "state.json").write_text("{}")
+    answer = refused(built.run("verify", TAG, "--json"))
+    assert [rule["rule"] for rule in answer["rules"]] == ["source"]
+
+
+def test_a_kit_that_is_none_is_a_no(built):
+    (built.root / "no.kit").write_text("no")
+    answer = refused(built.run("kit", "verify", built.root / "no.kit", "--json"), ExitCode.CORRUPT)
+    assert [rule["rule"] for rule in answer["rules"]] == ["kit"]
+
+
+def test_a_folder_that_is_called_like_an_image_changes_nothing(built):
+    """What stands in the folder that a command happens to be run from decides nothing."""
+    image = built.run("verify", TAG, "--json").ok().json["image"]
+    assert built.run("export", TAG, "layout").ok()
+    (built.recipe / "tests").mkdir()
+    (built.recipe / "layout").rename(built.recipe / TAG)
+    (built.recipe / TAG / "index.json").write_text("{}")
+    assert built.run("verify", TAG, "--json").ok().json["image"] == image
+    refused(built.run("verify", f"./{TAG}", "--json"), ExitCode.CORRUPT)
+    refused(built.run("verify", built.recipe / TAG, "--json"), ExitCode.CORRUPT)
+
+
+def test_a_layout_is_named_by_its_path(built):
+    assert built.run("export", TAG, "layout").ok()
+    assert "intaglio verify ./layout" in built.run("verify", "layout").failed(ExitCode.NOT_VERIFIABLE).err
+    built.run("verify", "./layout").ok()
+    built.run("verify", built.recipe / "layout").ok()
+    built.run("verify", "../recipe/layout").ok()
+    assert "expected an OCI image layout" in built.run("verify", "./gone").failed(ExitCode.NOT_VERIFIABLE).err
 
 
 def test_a_name_close_by_is_proposed(built):

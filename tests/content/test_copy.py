@@ -1,21 +1,25 @@
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 import threading
 from pathlib import Path
 
 import pytest
-from tests.attacks.registries import client
+from tests.attacks.registries import cases, client
 from tests.attacks.registries.fake import Asked, Registry, Reply
 from tests.images import Draft, policy
 
-from intaglio.content import attestations, copy
-from intaglio.content.layout import Store
+from intaglio import strictjson
+from intaglio.build import kits
+from intaglio.content import attestations, copy, kit
+from intaglio.content.bare import BareLayout
+from intaglio.content.layout import ACTION, Store
 from intaglio.content.reference import Reference
 from intaglio.content.staging import Staging
 from intaglio.digest import Digest
-from intaglio.errors import NotVerifiable, PolicyRefusal, RegistryError
+from intaglio.errors import CorruptContent, NotVerifiable, PolicyRefusal, RegistryError
 from intaglio.progress import Task
 from intaglio.verify import verify_image
 
@@ -191,6 +195,46 @@ def test_the_check_may_trust_what_was_hashed(draft: Draft, tmp_path: Path) -> No
         client.pull(registry.reference(), other, admit=lambda staged, image: hashed.append(staged.hashed))
     files = {Digest.of(data) for data in draft.files.values()}
     assert all(found >= files for found in hashed)
+
+
+def test_more_attachments_than_are_taken_are_refused(draft: Draft, tmp_path: Path, monkeypatch) -> None:
+    """Whoever may push there can bring an image to that bound: what ADR 21 says."""
+    other = Store.open(tmp_path / "other")
+    monkeypatch.setattr(copy, "MAX_REFERRERS", len(draft.referrers))
+    with Registry() as registry:
+        registry.load(draft)
+        client.pull(registry.reference(), Store.open(tmp_path / "good"))
+        cases.attach(registry, draft, {})
+        with pytest.raises(CorruptContent, match="found more"):
+            client.pull(registry.reference(), other)
+    assert client.is_untouched(other)
+
+
+def test_what_strangers_attached_goes_on_to_a_registry_and_into_kits(draft: Draft, tmp_path: Path) -> None:
+    """What was taken can be listed everywhere: in the store's own index, in a registry's, in a kit's."""
+    there = Store.open(tmp_path / "there")
+    junk: tuple[strictjson.Object, ...] = (
+        {"artifactType": 5},
+        {"annotations": {"a": 1}},
+        {"annotations": {ACTION: "junk"}},
+        {},
+    )
+    with Registry() as registry:
+        registry.load(draft)
+        cases.attach(registry, draft, *junk)
+        client.pull(registry.reference(), there)
+    assert len(there.referrers(draft.image.digest)) == len(draft.referrers) + 2
+    assert there.tags()
+    with Registry() as registry:
+        client.push(there, draft.image.digest, registry.reference())
+        client.pull(registry.reference(), Store.open(tmp_path / "again"))
+    sink = io.BytesIO()
+    roots = kits.roots(there, draft.image.digest, set())
+    kit.write(there, sink, kit.About(draft.image.digest, "demo:1"), roots, {})
+    with (last := Store.open(tmp_path / "last")).scratch("kit") as folder:
+        unpacked = kit.read(io.BytesIO(sink.getvalue()), folder)
+        kit.take(unpacked, last, kits.brought(BareLayout(folder), draft.image.digest))
+    assert verify_image(last, draft.image.digest, policy()).verdict == "verified"
 
 
 def test_one_failure_ends_the_others(tmp_path: Path) -> None:

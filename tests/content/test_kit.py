@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import tarfile
 import tracemalloc
@@ -198,6 +199,20 @@ def test_taking_what_is_not_whole_takes_nothing(store: Store, tmp_path: Path) ->
         BareLayout(scratch).path(Digest.of(b"two")).unlink()
         with pytest.raises(NotVerifiable, match="is not in"):
             kit.take(unpacked, other, (tree.digest,))
+    assert list((other.root / "blobs" / "sha256").iterdir()) == []
+
+
+def test_a_malformed_referrer_takes_nothing(store: Store, tmp_path: Path) -> None:
+    tree = stored(store, {"a": b"one"}, tmp_path / "files")
+    document = {**json.loads(tree.manifest()), "subject": {"digest": "junk"}}
+    bad = store.put(json.dumps(document).encode())
+    sink = io.BytesIO()
+    kit.write(store, sink, About(tree.digest, NAME), (bad,), {})
+    other = Store.open(tmp_path / "other")
+    with other.scratch("kit") as scratch:
+        unpacked = kit.read(io.BytesIO(sink.getvalue()), scratch)
+        with pytest.raises(CorruptContent):
+            kit.take(unpacked, other, (tree.digest, bad))
     assert list((other.root / "blobs" / "sha256").iterdir()) == []
 
 

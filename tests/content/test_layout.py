@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -16,7 +17,7 @@ import pytest
 from tests import images
 
 from intaglio.content.descriptor import EMPTY, MANIFEST_TYPE, Descriptor
-from intaglio.content.layout import ACTION, REF_NAME, Store, check_name
+from intaglio.content.layout import ABANDONED, ACTION, REF_NAME, Store, check_name
 from intaglio.content.modelpack import MODEL_TYPE
 from intaglio.content.tree import File
 from intaglio.digest import ActionKey, Digest
@@ -248,6 +249,43 @@ def test_a_manifest_without_a_subject_refers_to_nothing(store):
     with pytest.raises(CorruptContent, match="has no subject"):
         store.put_referrer(b'{"schemaVersion":2}', [])
     assert blobs(store) == set()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"artifactType": 5}, {"annotations": {"a": 1}}, {"annotations": {"a": "x" * 5000}}, {"subject": {"digest": "x"}}],
+)
+def test_a_referrer_that_no_index_could_list_is_none(store, change):
+    data = json.dumps({**json.loads(referrer(store, SUBJECT, "one")[0]), **change}).encode()
+    with pytest.raises(CorruptContent):
+        store.put_referrer(data, [])
+    assert not store.has(Digest.of(data))
+    store.index.add_referrer(SUBJECT, store.put(data), None)  # as another tool, or an older engine, left it
+    assert store.referrers(SUBJECT) == ()
+    assert store.rebuild_index() == 0
+
+
+def test_an_action_that_is_none_leads_nowhere(store):
+    data = json.dumps({**json.loads(referrer(store, SUBJECT, "one")[0]), "annotations": {ACTION: "junk"}}).encode()
+    assert [one.digest for one in store.referrers(SUBJECT)] == []
+    store.put_referrer(data, [])
+    assert [one.digest for one in store.referrers(SUBJECT)] == [Digest.of(data)]
+
+
+def test_unfinished_downloads_are_kept_for_two_weeks(store):
+    digests = [Digest.of(text) for text in (b"young", b"old", b"held")]
+    young, old, held = (store.partial(digest) for digest in digests)
+    for path in (young, old, held):
+        path.write_bytes(b"x")
+    old.chmod(0o444)
+    for path in (old, held):
+        os.utime(path, (time.time() - ABANDONED - 1,) * 2)
+    with open(held, "rb") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        store.sweep()
+        assert (young.exists(), old.exists(), held.exists()) == (True, False, True)
+    store.sweep()
+    assert [path.name for path in (store.root / "partial").iterdir()] == [young.name]
 
 
 def test_the_index_is_not_taken_at_its_word(store):

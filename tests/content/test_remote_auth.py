@@ -15,6 +15,8 @@ from tests.images import Draft
 
 from intaglio.content.credentials import Credential
 from intaglio.content.layout import Store
+from intaglio.content.reference import Reference
+from intaglio.content.remote import Repository
 from intaglio.content.remote_auth import challenges
 from intaglio.errors import RegistryError
 
@@ -80,6 +82,29 @@ def test_a_password_is_asked_for_by_host_and_sent_from_then_on(registry: Registr
     client.pull(registry.reference(), store, find=find)
     assert hosts == [registry.host]
     assert ["authorization" in asked.headers for asked in registry.requests].count(False) == 1
+
+
+@pytest.mark.parametrize("kind", ["basic", "bearer"])
+def test_a_password_goes_over_no_connection_that_was_guessed_to_be_plain(registry: Registry, kind: str) -> None:
+    """Whoever listens on a port of this machine may be anyone; only ``--plain-http`` says that it is the registry."""
+    if kind == "basic":
+        registry.basic = (GOOD.user, GOOD.password)
+    else:
+        registry.bearer = f"{registry.url}/token"
+    place = Reference.parse(registry.reference())
+    with Repository(place, lambda host: GOOD, network=client.QUICK) as guessed:
+        with pytest.raises(RegistryError, match="not sent") as caught:
+            guessed.manifest("1")
+        assert "--plain-http" in (caught.value.hint or "")
+    assert not any("authorization" in asked.headers for asked in registry.requests)
+    with Repository(place, lambda host: GOOD, network=client.QUICK, plain_http=True) as said:
+        assert said.manifest("1").data
+
+
+def test_without_a_credential_a_plain_loopback_registry_needs_no_option(registry: Registry) -> None:
+    registry.bearer = f"{registry.url}/token"
+    with Repository(Reference.parse(registry.reference()), lambda host: None, network=client.QUICK) as guessed:
+        assert guessed.manifest("1").data
 
 
 @pytest.mark.parametrize("credential", [None, Credential("ci", "wrong")])

@@ -7,13 +7,14 @@ import re
 import shutil
 import tomllib
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from tests.attacks.registries import authority
 from tests.attacks.registries.distribution import PASSWORD, USER, Distribution, running
+from tests.recipe.sources.web import Hub, Server
 from tests.workshop import Finished, furnish
 
 from intaglio.digest import Digest
@@ -96,6 +97,18 @@ class Site:
         self.refresh(place, home).ok()
         return home
 
+    def aged(self, tmp_path: Path, age: timedelta) -> Path:
+        """Return a home whose metadata was signed, and last seen, that long ago."""
+        place, home = self.copy(tmp_path)
+        then = datetime.now(UTC) - age
+        keys = place / "source-keys" / "online"
+        online = {role: PrivateKey.load((keys / f"{role}.key").read_bytes()) for role in ("snapshot", "timestamp")}
+        Repository.open(place / "source").publish(place / "www", online, then)
+        self.refresh(place, home).ok()
+        state = home / "tuf" / "state.json"
+        state.write_text(json.dumps({**json.loads(state.read_text()), "seen": f"{then:%Y-%m-%dT%H:%M:%SZ}"}))
+        return home
+
     # --- images --------------------------------------------------------------------------------------------------
 
     def policy(self, more: str = "", **replaced: str) -> Path:
@@ -107,10 +120,29 @@ class Site:
         path.write_text("\n".join(lines) + "\n" + more)
         return path
 
-    def verify(self, policy: Path, home: Path | None = None) -> Finished:
+    def verify(self, policy: Path, home: Path | None = None, *more: str) -> Finished:
         store = self.shop.home / "store"
         own = {"INTAGLIO_HOME": str(home)} if home else {}
-        return self.shop.run("verify", NAME, "--policy", policy, "--store", store, **own)
+        return self.shop.run("verify", NAME, "--policy", policy, "--store", store, *more, **own)
+
+    # --- inputs --------------------------------------------------------------------------------------------------
+
+    def fetch(self, tmp_path: Path, data: str, command: str, **environment: str) -> Finished:
+        """Lock or build a recipe whose one input is ``data``, in a home that has nothing of it."""
+        folder, home = tmp_path / "recipe", tmp_path / f"home-of-{command}"
+        if not folder.exists():
+            shutil.copytree(self.shop.recipe, folder)
+            (folder / "Modelfile.lock").unlink()
+            toml = folder / "Modelfile.toml"
+            toml.write_text(re.sub(r"^data = .*$", f"data = {{ {data} }}", toml.read_text(), flags=re.MULTILINE))
+        self.shop.run("init", INTAGLIO_HOME=str(home)).ok()
+        done = self.shop.run(command, folder, INTAGLIO_HOME=str(home), **environment)
+        assert (
+            done.status == 0
+            or not (home / "store" / "partial").exists()
+            or not list((home / "store" / "partial").iterdir())
+        )
+        return done
 
     # --- registries ----------------------------------------------------------------------------------------------
 
@@ -207,6 +239,18 @@ def _(site: Site, tmp_path: Path) -> Finished:
     return site.refresh(site.root, home)
 
 
+@row("an image whose trusted source was last seen longer ago than the policy allows")
+def _(site: Site, tmp_path: Path) -> Finished:
+    home = site.aged(tmp_path, timedelta(days=2))
+    site.verify(site.policy('[freshness]\nmax_age = "3d"\n'), home).ok()
+    policy = site.policy('[freshness]\nmax_age = "1d"\n')
+    told = site.verify(policy, home, "--json").json
+    assert told["verdict"] == "stale"
+    assert "error" not in told
+    assert [rule["rule"] for rule in told["rules"] if rule["result"] == "fail"] == ["freshness"]
+    return site.verify(policy, home)
+
+
 @row("metadata that has expired")
 def _(site: Site, tmp_path: Path) -> Finished:
     place, home = site.copy(tmp_path)
@@ -244,6 +288,47 @@ def _(site: Site, tmp_path: Path) -> Finished:
     (blob,) = (place / "www" / "blobs" / "sha256").iterdir()
     blob.write_bytes(blob.read_bytes().replace(b"allow_unsandboxed = false", b"allow_unsandboxed = true "))
     return site.refresh(place, home)
+
+
+# --- inputs ----------------------------------------------------------------------------------------------------------
+
+
+@row("a file behind `https:` whose bytes changed")
+def _(site: Site, tmp_path: Path) -> Finished:
+    with closing(Server()) as server:
+        server.pages["/data.txt"] = b"as it was promised"
+        data = f'uri = "{server.url}/data.txt", digest = "{Digest.of(b"as it was promised")}"'
+        site.fetch(tmp_path, data, "lock").ok()
+        server.pages["/data.txt"] = b"as it is today"
+        done = site.fetch(tmp_path, data, "build")
+    assert "the bytes changed" in done.err
+    return done
+
+
+@row("a repository behind `hf:` whose bytes changed")
+def _(site: Site, tmp_path: Path) -> Finished:
+    """Under the same commit: in what the hub lists, and in what it sends."""
+    data, endpoint = f'uri = "hf:org/name@{Hub.REVISION}"', "HF_ENDPOINT"
+    with closing(Server()) as cdn, closing(Hub(cdn)) as hub:
+        hub.add("org/name", {"small.txt": b"small", "large.bin": b"large"}, {"large.bin"})
+        site.fetch(tmp_path, data, "lock", **{endpoint: hub.url}).ok()
+        cdn.pages = dict.fromkeys(cdn.pages, b"LARGE")
+        sent = site.fetch(tmp_path, data, "build", **{endpoint: hub.url})
+        hub.add("org/name", {"small.txt": b"other", "large.bin": b"large"}, {"large.bin"})
+        listed = site.fetch(tmp_path, data, "build", **{endpoint: hub.url})
+    assert "wrong bytes, twice" in sent.err
+    assert "the bytes changed" in listed.err
+    assert sent.status == listed.status
+    return listed
+
+
+@row("a name of the trusted source of which an origin gives other bytes, and none the signed ones")
+def _(site: Site, tmp_path: Path) -> Finished:
+    _, home = site.copy(tmp_path)
+    shutil.copytree(site.shop.recipe, tmp_path / "recipe")
+    (tmp_path / "recipe" / "data.txt").write_text("as it is today")
+    (tmp_path / "recipe" / "Modelfile.lock").unlink()
+    return site.shop.run("lock", tmp_path / "recipe", INTAGLIO_HOME=str(home))
 
 
 # --- images ----------------------------------------------------------------------------------------------------------
@@ -306,7 +391,7 @@ def _(site: Site, tmp_path: Path) -> Finished:
 
     def login(password: str) -> Finished:
         typed = ("sh", "-c", 'echo "$1" | { shift; "$@"; }', "sh", password)
-        return site.shop.run("login", there.host, "--username", USER, "--password-stdin", before=typed)
+        return site.shop.run("login", there.host, "--plain-http", "--username", USER, "--password-stdin", before=typed)
 
     login(PASSWORD).ok()
     return login("guessed")

@@ -106,7 +106,9 @@ def test_an_https_origin_is_fetched_against_the_manifest_that_the_source_publish
         server.pages["/data.txt"] = data + b"!"
         shutil.rmtree(elsewhere / "store")
         source.recipe.joinpath("Modelfile.lock").unlink()
-        assert "the bytes changed" in source.run("lock", INTAGLIO_HOME=str(elsewhere)).failed(20).err
+        assert "the bytes changed" in source.run("lock", INTAGLIO_HOME=str(elsewhere)).failed(21).err
+        server.pages.clear()
+        source.run("lock", INTAGLIO_HOME=str(elsewhere)).failed(20)
 
 
 def test_a_yanked_name_is_refused(source: Workshop) -> None:

@@ -13,11 +13,11 @@ from intaglio.build import servers, serving, toolchain
 from intaglio.build.plan import toolchain_folder
 from intaglio.build.toolchain import LOCK_NAME
 from intaglio.content.bare import BareLayout
-from intaglio.content.layout import Store
+from intaglio.content.layout import ListedReferrer, Store
 from intaglio.content.runtime_image import open_image
 from intaglio.content.tree import TREE_TYPE, File, Tree
 from intaglio.digest import Digest
-from intaglio.errors import NotVerifiable, VerificationError
+from intaglio.errors import CorruptContent, NotVerifiable, VerificationError
 from intaglio.trust.cosign import Link
 from intaglio.trust.signature import BUNDLE_TYPE, read_bundle
 from intaglio.trust.statement import PROVENANCE, Dependency, Provenance, read
@@ -65,13 +65,23 @@ def server(store: Store, image: Digest) -> tuple[Digest, ...]:
 def brought(layout: BareLayout, image: Digest) -> tuple[Digest, ...]:
     """Return what of an unpacked kit may go into a store: ``image``, trees, and what refers to the image, last.
 
+    A referrer that no index could list is a stranger's, and left behind.
+
     Raises:
         VerificationError: a manifest of the kit is damaged.
     """
     trees = [one.digest for one in layout.manifests() if one.artifact_type == TREE_TYPE and one.digest != image]
     for digest in trees:
         Tree.parse(layout.read(digest, what="tree"), f"tree {digest.short}")
-    return (*trees, image, *(one.digest for one in layout.referrers(image)))
+    return (*trees, image, *(one.digest for one in layout.referrers(image) if _listable(layout, one.digest)))
+
+
+def _listable(layout: BareLayout, referrer: Digest) -> bool:
+    try:
+        ListedReferrer.parse(layout.read(referrer, what="referrer"))
+    except CorruptContent:
+        return False
+    return True
 
 
 def listed(source: Store | BareLayout, image: Digest) -> set[Digest]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -67,6 +68,7 @@ def export(setting: Setting, reference: str, output: Path, inputs: bool, toolcha
     """
     from intaglio.build import kits
     from intaglio.content import kit
+    from intaglio.content.intake import sync_folder
     from intaglio.trust import carried
 
     store = setting.existing_store
@@ -77,15 +79,17 @@ def export(setting: Setting, reference: str, output: Path, inputs: bool, toolcha
     roots = tuple(dict.fromkeys((*roots, *(kits.server(store, image) if server else ()))))
     listed, clock = kits.listed(store, image), datetime.now(UTC)
     small = carried.files(setting.home, clock, listed, lambda digest: _manifest(store, digest))
-    partial = output.with_name(f".{output.name}.partial")
+    # A name of its own, made anew: two exports do not meet in it, and no link that waits there is followed.
+    partial = output.with_name(f".{output.name[:200]}.{secrets.token_hex(8)}.partial")
     try:
-        with open(partial, "wb") as sink:
+        with open(partial, "xb") as sink:
             size = kit.write(store, sink, about, roots, small, progress=setting.progress)
             sink.flush()
             os.fsync(sink.fileno())
         partial.replace(output)
     finally:
         partial.unlink(missing_ok=True)
+    sync_folder(output.absolute().parent)
     document = {"image": str(image), "name": about.name, "kit": str(output), "bytes": size, "source": bool(small)}
     setting.emit(document, f"{output}: {size} bytes, {about.name} {image}")
 
@@ -107,10 +111,15 @@ def verify(setting: Setting, file: Path, policy: str | None, root: Path | None) 
     Metadata that the kit brings is judged under this side's own root, and may be no older than what this side knows. A
     policy can be named that only the kit carries, if the trusted source lists it.
     """
-    from intaglio.cli.verify import describe
+    from intaglio.cli.verify import describe, refusal
+    from intaglio.errors import VerificationError
 
-    with _opened(setting, file, policy, root) as checked:
-        report, name = checked.report, checked.unpacked.about.name
+    try:
+        with _opened(setting, file, policy, root) as checked:
+            report, name = checked.report, checked.unpacked.about.name
+    except VerificationError as error:
+        error.answer = refusal(error, "kit", None)
+        raise
     document = {**report.to_json(), "source": checked.standing()}
     setting.emit(document, "\n".join([describe(report, name), *checked.lines()]))
     return int(report.exit_code)
@@ -211,6 +220,7 @@ def _opened(setting: Setting, file: Path, policy: str | None, root: Path | None)
     # Without a policy no kit is opened; one that is a name of the trusted source may come in the kit, and so may keys.
     if setting.policy_name(policy) is None:
         document.load(Path(policy) if policy else setting.policy_path, lambda _: None)
+    setting.store.sweep()
     with setting.store.scratch("kit") as scratch:
         unpacked = _unpacked(setting, file, scratch / "kit")
         source, listing = _source(setting, unpacked.layout, anchor)

@@ -147,7 +147,8 @@ def _fail(error: Error, arguments: list[str]) -> None:
     if "--json" in arguments:
         document = {"type": type(error).__name__, "message": error.message, "hint": error.hint}
         with contextlib.suppress(OSError):
-            sys.stdout.write(json.dumps({"error": {**document, "exit_code": int(error.exit_code)}}) + "\n")
+            said = {**error.answer, "error": {**document, "exit_code": int(error.exit_code)}}
+            sys.stdout.write(json.dumps(said) + "\n")
     _end(int(error.exit_code), f"error: {error.message}" + (f"\nhint: {error.hint}" if error.hint else ""))
 
 

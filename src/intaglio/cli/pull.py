@@ -31,6 +31,7 @@ def command(setting: Setting, source: str, plain_http: bool, tag: str | None, po
 
     from intaglio import verify
     from intaglio.content import copy, credentials
+    from intaglio.content.layout import check_name
     from intaglio.content.reference import Reference
     from intaglio.content.remote import Repository
     from intaglio.errors import UsageError
@@ -42,7 +43,9 @@ def command(setting: Setting, source: str, plain_http: bool, tag: str | None, po
     place = Reference.parse(source)
     if place.tag is None and place.digest is None:
         raise UsageError(f"{source}: expected a tag or a digest", hint=f"as in {source}:1.0.0")
+    name = str(place) if tag is None else check_name(tag)
     rules = setting.policy(policy)
+    setting.store.sweep()
 
     def admit(staged: Staging, image: Digest) -> None:
         verify.verify_image(
@@ -50,5 +53,5 @@ def command(setting: Setting, source: str, plain_http: bool, tag: str | None, po
         ).require()
 
     with Repository(place, partial(credentials.find, home=setting.home), plain_http=plain_http) as repository:
-        done = copy.pull(repository, place, setting.store, tag or str(place), admit, setting.progress)
+        done = copy.pull(repository, place, setting.store, name, admit, setting.progress)
     setting.emit(done.to_json(), f"verified {done.reference} {done.image}: {done.summary()}")

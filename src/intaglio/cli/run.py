@@ -53,6 +53,7 @@ def command(
     from intaglio.content import archive
 
     store = setting.existing_store
+    store.sweep()
     chosen = running.choose(store, reference, runtime=runtime, image=image)
     listing = setting.listing()
     verify.verify_image(

@@ -55,6 +55,7 @@ def command(
     from intaglio.build.serve import serve
 
     store = setting.existing_store
+    store.sweep()
     image = store.resolve(reference)
     with contextlib.ExitStack() as stack:
         # The port first: who has to choose another one is told so before gigabytes are read.

@@ -23,7 +23,7 @@ def command() -> None:
 @click.option("--repair", is_flag=True, help="Remove damaged blobs, so that the next build makes them again.")
 @options
 def verify(setting: Setting, repair: bool) -> int:
-    """Re-hash every blob, and rebuild the index from the blobs.
+    """Re-hash every blob, rebuild the index from the blobs, and remove what crashes left.
 
     \b
     Examples:
@@ -32,6 +32,7 @@ def verify(setting: Setting, repair: bool) -> int:
     """
     from intaglio.errors import ExitCode, MachineError
 
+    setting.store.sweep()
     count, faults = setting.store.verify(setting.progress)
     if repair:
         for fault in faults:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Mapping
+import secrets
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -75,8 +77,9 @@ def init(
     signers = {"root": Signers(root, threshold), "targets": Signers(top, targets_threshold)}
     signers.update({role: Signers((maker.plan("online", role),)) for role in ONLINE})
     maker.check()
-    Repository.create(repository, signers, _now())
-    made = maker.write()
+    # The keys first: a source whose keys never came to be could not be signed by anyone.
+    with maker.written() as made:
+        Repository.create(repository, signers, _now())
     document = {
         "repository": str(repository),
         "keys": [str(path) for path in made],
@@ -329,7 +332,7 @@ def show_repository(setting: Setting, folder: Path) -> None:
 
 
 class _KeyMaker:
-    """Makes keys, and writes them only when all that can go wrong has not."""
+    """Makes keys, and writes them; a key is whole under its name, or not there."""
 
     def __init__(self, folder: Path, passphrase: bytes | None) -> None:
         self._folder = folder
@@ -356,16 +359,56 @@ class _KeyMaker:
             if path.exists():
                 raise UsageError(f"there is a key already: {path}", hint="no key is overwritten; name --keys FOLDER")
 
-    def write(self) -> list[Path]:
-        """Write each key (0600) with its public half beside it; return where they are."""
-        for path, key in self._planned.items():
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            path.with_suffix(".pub").write_text(key.public.pem, encoding="ascii")
-            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(fd, "wb") as stream:
-                stream.write(key.to_pem(self._passphrase))
-                os.fsync(stream.fileno())
-        return list(self._planned)
+    @contextlib.contextmanager
+    def written(self) -> Iterator[list[Path]]:
+        """Write each key (0600) with its public half beside it, and yield where they are.
+
+        What was written is removed again when that, or the body, fails.
+
+        Raises:
+            UsageError: a key stands there already.
+            MachineError: one cannot be written.
+        """
+        made: list[Path] = []
+        try:
+            for path, key in self._planned.items():
+                made.append(_write_new(path, key.to_pem(self._passphrase), 0o600))
+                made.append(_write_new(path.with_suffix(".pub"), key.public.pem.encode("ascii"), 0o644))
+            yield list(self._planned)
+        except BaseException:
+            for path in made:
+                path.unlink(missing_ok=True)
+            raise
+
+
+def _write_new(path: Path, data: bytes, mode: int) -> Path:
+    """Write ``data`` under a name that is not there yet: all of it, or nothing.
+
+    Raises:
+        UsageError: it is there.
+        MachineError: it cannot be written.
+    """
+    from intaglio.content.intake import sync_folder
+    from intaglio.errors import MachineError, UsageError
+
+    fresh = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.link(fresh, path)  # a rename would write over what another has put there meanwhile
+        sync_folder(path.parent)
+    except OSError as error:
+        if path.exists():
+            hint = "no key is overwritten; name --keys FOLDER"
+            raise UsageError(f"there is a key already: {path}", hint=hint) from None
+        raise MachineError(f"{path}: the key cannot be written: {error.strerror}") from None
+    finally:
+        with contextlib.suppress(OSError):
+            fresh.unlink()
+    return path
 
 
 def _keys_folder(repository: Path, keys: Path | None) -> Path:

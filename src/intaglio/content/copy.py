@@ -10,14 +10,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 
 from intaglio import strictjson
 from intaglio.content import attestations, remote_referrers
 from intaglio.content.descriptor import MANIFEST_TYPE, Descriptor, parts_of
-from intaglio.content.layout import Store
+from intaglio.content.layout import ListedReferrer, Store
 from intaglio.content.modelpack import MODEL_TYPE, ModelImage
 from intaglio.content.reference import Reference
 from intaglio.content.remote import Repository
@@ -151,13 +151,24 @@ def pull(
             if staging.has(blob):
                 task.advance(blob.size)
                 return 0
-            with staging.incoming(blob) as sink:
-                return repository.fetch_blob(blob, sink, task)
+            try:
+                with staging.incoming(blob) as sink:
+                    return repository.fetch_blob(blob, sink, task)
+            except CorruptContent:
+                if blob.digest in own or repository.has_blob(blob):
+                    raise
+                return 0  # no blob of that size: what names it is a stranger's
 
-        parts = [model.config, *_attached(repository, image, staging)]
-        parts += [Descriptor("", file.digest, file.size) for file in model.files]
-        blobs = {blob.digest: blob for blob in parts}
+        files = [Descriptor("", file.digest, file.size) for file in model.files]
+        own = {part.digest: part.size for part in (model.config, *files)}
+        attached = _attached(repository, image, own)
+        parts = [model.config, *files, *(part for referrer in attached for part in referrer.parts)]
+        blobs = {(blob.digest, blob.size): blob for blob in parts}
         moved, skipped = _side_by_side(one, blobs.values(), f"pulling {repository.reference}", progress)
+        for referrer in attached:
+            if all(_came(staging, part) for part in referrer.parts):
+                staging.put(referrer.manifest)
+                staging.refer(found.digest, ListedReferrer.parse(referrer.manifest).manifest)
         try:
             admit(staging, found.digest)
         except VerificationError:
@@ -168,23 +179,33 @@ def pull(
     return Transfer(found.digest, name, moved, skipped)
 
 
-def _attached(repository: Repository, image: Descriptor, staging: Staging) -> list[Descriptor]:
-    """Stage the manifests of what refers to ``image``, as far as it can be evidence; return the blobs they name."""
-    parts: list[Descriptor] = []
-    count = total = 0
+def _attached(repository: Repository, image: Descriptor, own: Mapping[Digest, int]) -> list[Attached]:
+    """Return what refers to ``image``, as far as it can be evidence; ``own`` are the sizes of the image's own blobs."""
+    attached: list[Attached] = []
+    total = 0
     for one in remote_referrers.find(repository, image):
         if any(part.size > strictjson.MAX_BYTES for part in one.parts):
             continue  # something large that somebody hung on the image: no signature, no attestation
-        count += 1
+        if any(own.get(part.digest, part.size) != part.size for part in one.parts):
+            continue  # a stranger's: the image knows better
+        try:
+            ListedReferrer.parse(one.manifest)
+        except CorruptContent:
+            continue  # a stranger's: the store could not list it
+        attached.append(one)
         total += len(one.manifest) + sum(part.size for part in one.parts)
-        if count > MAX_REFERRERS or total > MAX_ATTACHED:
+        if len(attached) > MAX_REFERRERS or total > MAX_ATTACHED:
             raise CorruptContent(
-                f"{image.digest}: expected at most {MAX_REFERRERS} referrers of {MAX_ATTACHED} bytes, found more"
+                f"{image.digest}: expected at most {MAX_REFERRERS} referrers of {MAX_ATTACHED} bytes, found more",
+                hint="whoever may push there can attach as many: remove what is not yours, or pull from elsewhere",
             )
-        staging.put(one.manifest)
-        staging.refer(image.digest, one.descriptor)
-        parts += one.parts
-    return parts
+    return attached
+
+
+def _came(staging: Staging, part: Descriptor) -> bool:
+    """Return whether the blob is staged or in the store with the size that ``part`` says."""
+    place = staging.path(part.digest)
+    return place.is_file() and place.stat().st_size == part.size
 
 
 class _Brake:

@@ -25,7 +25,7 @@ from intaglio import strictjson
 from intaglio.content import stricttar
 from intaglio.content.descriptor import INDEX_TYPE, MANIFEST_TYPE, Descriptor
 from intaglio.content.intake import BlobWriter, sync_folder
-from intaglio.content.layout import REF_NAME, Store, check_name
+from intaglio.content.layout import REF_NAME, ListedReferrer, Store, check_name
 from intaglio.content.stricttar import Member
 from intaglio.digest import Digest
 from intaglio.errors import CorruptContent, NotVerifiable, UsageError
@@ -224,6 +224,7 @@ def take(unpacked: Unpacked, store: Store, roots: Iterable[Digest]) -> int:
 
     Raises:
         NotVerifiable: a root is not whole.
+        CorruptContent: a root is a malformed referrer.
     """
     from intaglio.content.bare import BareLayout
 
@@ -232,6 +233,8 @@ def take(unpacked: Unpacked, store: Store, roots: Iterable[Digest]) -> int:
     wanted = graph(layout, ordered)
     manifests = {digest: layout.read(digest, what=f"manifest {digest.short}") for digest in ordered}
     referring = [digest for digest, data in manifests.items() if "subject" in strictjson.parse_object(data, what="")]
+    for digest in referring:
+        ListedReferrer.parse(manifests[digest])  # refused now, not when half of the kit is visible
     for digest in sorted(wanted.keys() - set(referring)):
         os.rename(layout.path(digest), store.path(digest))
     sync_folder(store.path(unpacked.about.image).parent)

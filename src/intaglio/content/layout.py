@@ -15,12 +15,14 @@ import fcntl
 import os
 import re
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from intaglio import strictjson
 from intaglio.content import intake
-from intaglio.content.descriptor import EMPTY, INDEX_TYPE, MANIFEST_TYPE, Descriptor, parse_annotations
+from intaglio.content.descriptor import EMPTY, INDEX_TYPE, MANIFEST_TYPE, Descriptor
 from intaglio.content.index import Index
 from intaglio.content.intake import BlobWriter, DamagedBlob
 from intaglio.content.tree import File, Tree
@@ -34,6 +36,46 @@ ACTION = "dev.intaglio.action"
 _LAYOUT_FILE = b'{"imageLayoutVersion":"1.0.0"}'
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@/+-]{0,511}\Z")
 _SMALL = strictjson.MAX_BYTES
+_LISTED = 4096
+"""Most bytes of a referrer's entry in an index: a thousand strangers' leave ``index.json`` readable."""
+ABANDONED = 14 * 24 * 3600
+"""Seconds after which an unfinished download that nobody went on with is thrown away."""
+
+
+@dataclass(frozen=True, slots=True)
+class ListedReferrer:
+    """A referrer as an index lists it: what its manifest says of itself, not what that is worth."""
+
+    subject: Digest
+    manifest: Descriptor
+    """The referrer itself, described by its own manifest."""
+    action: ActionKey | None
+    """The action that it says it is a claim about."""
+
+    @classmethod
+    def parse(cls, data: bytes) -> ListedReferrer:
+        """Return the referrer whose manifest is ``data``.
+
+        Raises:
+            CorruptContent: it has no subject, or what an index would repeat of it is malformed or large: that index
+                could not be read again. An action that is none is a hint that leads nowhere, and no fault.
+        """
+        digest = Digest.of(data)
+        what = f"referrer {digest.short}"
+        document = strictjson.parse_object(data, what=what)
+        if document.get("subject") is None:
+            raise CorruptContent(f"{what}: has no subject")
+        subject = Descriptor.parse(document["subject"], f"{what}, its subject")
+        itself = {"mediaType": MANIFEST_TYPE, "digest": str(digest), "size": len(data)}
+        itself |= {key: document[key] for key in ("artifactType", "annotations") if key in document}
+        manifest = Descriptor.parse(itself, what)
+        if len(strictjson.canonical(manifest.to_json())) > _LISTED:
+            raise CorruptContent(f"{what}: expected annotations of at most {_LISTED} bytes, found more")
+        try:
+            action = ActionKey(manifest.annotations.get(ACTION, ""))
+        except CorruptContent:
+            action = None
+        return cls(subject.digest, manifest, action)
 
 
 def check_name(name: str) -> str:
@@ -243,28 +285,28 @@ class Store:
 
     def put_referrer(self, manifest: bytes, blobs: Iterable[bytes]) -> Digest:
         """Store a manifest that has a subject, with its blobs; index it, and return its digest."""
-        digest = Digest.of(manifest)
-        subject, action = _refers(manifest, f"referrer {digest.short}")
-        if subject is None:
-            raise CorruptContent(f"referrer {digest.short}: has no subject")
+        listed = ListedReferrer.parse(manifest)
         for blob in blobs:
             self.put(blob)
-        self.index.add_referrer(subject, digest, action)
+        self.index.add_referrer(listed.subject, listed.manifest.digest, listed.action)
         self.put(manifest)
-        return digest
+        return listed.manifest.digest
 
     def referrers(self, subject: Digest) -> tuple[Descriptor, ...]:
-        """Return the manifests that refer to ``subject``; each one opened, none taken at the index's word."""
+        """Return the manifests that refer to ``subject``; each one opened, none taken at the index's word.
+
+        Raises:
+            CorruptContent: one does not have its digest; one that is malformed is a stranger's and passed over.
+        """
         found = []
         for digest in self.index.referrers(subject):
             if not self.has(digest):
                 continue
             data = self.read(digest, what="referrer")
-            if _refers(data, f"referrer {digest.short}")[0] != subject:
-                continue
-            manifest = strictjson.parse_object(data, what="referrer")
-            marks = parse_annotations(manifest.get("annotations"), "referrer")
-            found.append(Descriptor(MANIFEST_TYPE, digest, len(data), manifest.get("artifactType"), marks))
+            with contextlib.suppress(CorruptContent):
+                listed = ListedReferrer.parse(data)
+                if listed.subject == subject:
+                    found.append(listed.manifest)
         return tuple(found)
 
     def claims(self, action: ActionKey) -> tuple[Digest, ...]:
@@ -279,12 +321,11 @@ class Store:
             index.forget_referrers()
             for digest, data in self._manifests():
                 try:
-                    subject, action = _refers(data, "blob")
+                    listed = ListedReferrer.parse(data)
                 except CorruptContent:
                     continue
-                if subject is not None:
-                    index.add_referrer(subject, digest, action)
-                    count += 1
+                index.add_referrer(listed.subject, digest, listed.action)
+                count += 1
             index.filled()
         return count
 
@@ -371,8 +412,14 @@ class Store:
                 intake.remove(folder)
 
     def sweep(self) -> None:
-        """Remove scratch folders and temporary files whose process is gone."""
-        intake.sweep(self.root / "tmp")
+        """Remove what crashes left: scratch and temporary files whose process is gone, and old unfinished downloads.
+
+        As far as it can: a store that is read-only, or in part another user's, is no worse with what a crash left.
+        """
+        with contextlib.suppress(OSError):
+            intake.sweep(self.root / "tmp")
+        with contextlib.suppress(OSError):
+            _age_out(self.root / "partial")
 
     @contextlib.contextmanager
     def lock(self, name: str, waiting: Progress | None = None) -> Iterator[None]:
@@ -414,11 +461,14 @@ def _layout_version(marker: Path) -> object:
         return None
 
 
-def _refers(manifest: bytes, what: str) -> tuple[Digest | None, ActionKey | None]:
-    """Return the subject of a manifest and the action that it says it is a claim about."""
-    document = strictjson.parse_object(manifest, what=what)
-    subject = document.get("subject")
-    if subject is None:
-        return None, None
-    action = parse_annotations(document.get("annotations"), what).get(ACTION)
-    return Descriptor.parse(subject, what).digest, ActionKey(action) if action else None
+def _age_out(partial: Path) -> None:
+    """Remove the downloads that nobody has gone on with for a while, and nobody writes."""
+    for entry in list(os.scandir(partial)):
+        with contextlib.suppress(FileNotFoundError, BlockingIOError, PermissionError):
+            if time.time() - entry.stat(follow_symlinks=False).st_mtime < ABANDONED:
+                continue
+            if entry.is_symlink() or not entry.is_file():
+                continue  # nothing of ours
+            with open(entry.path, "rb") as stream:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.unlink(entry.path)

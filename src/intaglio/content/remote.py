@@ -78,24 +78,26 @@ class Repository:
             find: gives the credential for a host, when the registry asks for one.
             network: how patient to be, and whom to trust.
             writing: whether to ask for the permission to push.
-            plain_http: ask without TLS.
+            plain_http: ask without TLS. A loopback address without TLS is asked so unbidden, but then no credential is
+                sent: whoever listens there may be anyone, and may have made the TLS fail.
 
         Raises:
             RegistryError: nothing answers at a loopback address.
         """
         host = reference.registry
         network = network or Network.from_environment()
+        guessed = not plain_http and is_loopback(reference.hostname) and not speaks_tls(host, network)
         if plain_http:
             network = replace(network, plain=host)
-        elif is_loopback(reference.hostname) and not speaks_tls(host, network):
-            plain_http = True
-        scheme = "http" if plain_http else "https"
+        scheme = "http" if plain_http or guessed else "https"
         self.reference = Reference(reference.host, reference.name)
         self._root = f"{scheme}://{host}/v2/"
         self._base = f"{self._root}{reference.name}"
         self._transport = Transport(network)
         scope = f"repository:{reference.name}:{'pull,push' if writing else 'pull'}"
-        self._authorizer = Authorizer(self._transport, self._root, lambda: find(host), scope)
+        self._authorizer = Authorizer(
+            self._transport, self._root, lambda: _withheld(host, find(host)) if guessed else find(host), scope
+        )
 
     def __enter__(self) -> Repository:
         return self
@@ -372,6 +374,19 @@ class Repository:
 
     def _called(self, name: str | Digest) -> str:
         return f"{self.reference}{'@' if isinstance(name, Digest) else ':'}{name}"
+
+
+def _withheld(host: str, credential: Credential | None) -> None:
+    """Refuse to send ``credential`` over a connection of which nobody said that it may be without TLS.
+
+    Raises:
+        RegistryError: there is one.
+    """
+    if credential is not None:
+        raise RegistryError(
+            f"{host}: asks for the credential, and speaks no TLS: not sent",
+            hint="--plain-http   (if it is your registry, and known to have no TLS)",
+        )
 
 
 def entries(document: Object, what: str) -> list[Object]:

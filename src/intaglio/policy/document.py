@@ -387,7 +387,7 @@ require = ["signature", "cosign", "model-signing", "provenance", "lineage"]
 # What a model's files may be. A pickle can never be allowed.
 formats = ["safetensors", "gguf", "json", "text"]
 
-# Steps that ran without a sandbox (--insecure-no-sandbox) are refused.
+# Steps whose claim says that they ran without the sandbox are refused.
 allow_unsandboxed = false
 
 # Who signs how images came about, who releases them, and who says what they measured.

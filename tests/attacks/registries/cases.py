@@ -7,7 +7,7 @@ exit code that is owed; 0 where the fault passes and the pull must succeed.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from tests.attacks.registries.fake import Asked, Registry, Reply, Tamper
@@ -15,13 +15,16 @@ from tests.images import Draft, key
 
 from intaglio import strictjson
 from intaglio.content.cosign_tag import ENVELOPE_TYPE
-from intaglio.content.descriptor import INDEX_TYPE, MANIFEST_TYPE, Descriptor
+from intaglio.content.descriptor import EMPTY, EMPTY_TYPE, INDEX_TYPE, MANIFEST_TYPE, Descriptor
+from intaglio.content.layout import ACTION
 from intaglio.digest import Digest
 from intaglio.errors import ExitCode
 
 C, U, G = ExitCode.CORRUPT, ExitCode.UNTRUSTED, ExitCode.REGISTRY
 BIG = "model.gguf"
 """The file whose blob is spoiled."""
+REPORT = b'{"found":"nothing"}'
+"""What a scanner hangs on an image."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,27 @@ def relist(registry: Registry, draft: Draft, change: Callable[[list[strictjson.O
     change(listed)
     index = {"schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": listed}
     registry.put(json.dumps(index).encode(), f"sha256-{draft.image.digest.hex}", INDEX_TYPE)
+
+
+def attach(registry: Registry, draft: Draft, *changes: Mapping[str, strictjson.Json]) -> None:
+    """Hang manifests on the image, as anyone may who can push there, listed before its other referrers."""
+    registry.blobs |= {str(Digest.of(data)): data for data in (EMPTY, REPORT)}
+    entries = []
+    for change in changes:
+        document: strictjson.Object = {
+            "schemaVersion": 2,
+            "mediaType": MANIFEST_TYPE,
+            "artifactType": "application/x.scan",
+            "config": Descriptor(EMPTY_TYPE, Digest.of(EMPTY), len(EMPTY)).to_json(),
+            "layers": [Descriptor("application/json", Digest.of(REPORT), len(REPORT)).to_json()],
+            "subject": draft.image.to_json(),
+            **change,
+        }
+        manifest = strictjson.canonical(document)
+        entries.append((Descriptor(MANIFEST_TYPE, Digest.of(manifest), len(manifest)), manifest))
+    relist(registry, draft, lambda listed: listed.__setitem__(slice(0, 0), [entry.to_json() for entry, _ in entries]))
+    for _, manifest in entries:
+        registry.put(manifest)
 
 
 # --- the manifest -----------------------------------------------------------------------------------------------------
@@ -336,6 +360,46 @@ def a_strangers_referrers_added(registry: Registry, draft: Draft) -> None:
 
 
 @case(ExitCode.OK)
+def a_scanners_report_attached(registry: Registry, draft: Draft) -> None:
+    attach(registry, draft, {})
+
+
+@case(ExitCode.OK)
+def an_attachment_about_no_action(registry: Registry, draft: Draft) -> None:
+    attach(registry, draft, {"annotations": {ACTION: "junk"}})
+
+
+@case(ExitCode.OK)
+def an_attachment_whose_annotations_are_numbers(registry: Registry, draft: Draft) -> None:
+    attach(registry, draft, {"annotations": {"count": 1}})
+
+
+@case(ExitCode.OK)
+def an_attachment_whose_type_is_a_number(registry: Registry, draft: Draft) -> None:
+    attach(registry, draft, {"artifactType": 5})
+
+
+@case(ExitCode.OK)
+def an_attachment_that_would_fill_every_index(registry: Registry, draft: Draft) -> None:
+    attach(registry, draft, {"annotations": {"text": "x" * (1 << 20)}})
+
+
+@case(ExitCode.OK)
+def an_attachment_that_lies_about_a_size(registry: Registry, draft: Draft) -> None:
+    attach(registry, draft, {"layers": [Descriptor("application/json", Digest.of(REPORT), 5).to_json()]})
+
+
+@case(ExitCode.OK)
+def an_attachment_that_lies_about_the_empty_blob(registry: Registry, draft: Draft) -> None:
+    attach(registry, draft, {"config": Descriptor(EMPTY_TYPE, Digest.of(EMPTY), 5).to_json()})
+
+
+@case(ExitCode.OK)
+def an_attachment_that_lies_about_a_blob_of_the_image(registry: Registry, draft: Draft) -> None:
+    attach(registry, draft, {"config": Descriptor(EMPTY_TYPE, Digest(draft.document["config"]["digest"]), 5).to_json()})
+
+
+@case(ExitCode.OK)
 def false_artifact_types(registry: Registry, draft: Draft) -> None:
     relist(
         registry, draft, lambda listed: [entry.update(artifactType="text/plain", annotations={}) for entry in listed]
@@ -360,6 +424,8 @@ def a_list_with_a_malformed_digest(registry: Registry, draft: Draft) -> None:
 
 @case(C)
 def more_referrers_than_anyone_opens(registry: Registry, draft: Draft) -> None:
+    """The bound that remains: whoever may push there can take the image out of service there."""
+
     def many(listed: list[strictjson.Object]) -> None:
         listed += [dict(listed[0], digest=str(Digest.of(b"%d" % number))) for number in range(3000)]
 

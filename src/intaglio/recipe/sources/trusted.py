@@ -14,7 +14,7 @@ from pathlib import Path
 from intaglio.content.layout import Store
 from intaglio.content.tree import Tree
 from intaglio.digest import Digest
-from intaglio.errors import Error, NotVerifiable, UsageError
+from intaglio.errors import CorruptContent, Error, NotVerifiable, UsageError
 from intaglio.progress import Progress
 from intaglio.recipe.sources.interface import BadUri, changed, offline_refusal, present, resolve, unreachable
 from intaglio.trust.target import Name, Target
@@ -54,6 +54,7 @@ class TrustedInput:
             PolicyRefusal: the trusted source does not list the name, or has yanked it.
             CorruptContent: it lists other bytes than the pinned ones.
             NotVerifiable: there is no trusted source on this side.
+            CorruptContent: no origin gives the signed bytes, and one gives others.
         """
         if self.source is None:
             raise NotVerifiable(f"{self.uri}: no trusted source to ask", hint="intaglio trust refresh")
@@ -85,7 +86,10 @@ class TrustedInput:
             except Error as error:
                 problems.append(error)
         said = "; ".join(error.message for error in problems) or "the trusted source names no origin"
-        raise unreachable(self.uri, f"none of its origins gives {target.digest}: {said}")
+        why = f"none of its origins gives {target.digest}: {said}"
+        if any(isinstance(error, CorruptContent) for error in problems):
+            raise CorruptContent(f"{self.uri}: {why}", hint="what is there now is not what the trusted source signed")
+        raise unreachable(self.uri, why)
 
     def _file(self, origin: str, target: Target, store: Store) -> Digest | None:
         """Return the digest of the one file behind an ``https:`` origin, from the target's manifest; else nothing.
