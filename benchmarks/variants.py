@@ -352,18 +352,20 @@ def _served(program: Program, reference: str, runtime: str) -> Iterator[str]:
 
 
 def _ask(address: str) -> None:
-    """Ask for a chat completion of a few tokens.
+    """Ask the API at ``address``, which ends in ``/v1``, for a chat completion of a few tokens.
 
     Raises:
         _Unserved: there was no answer.
     """
-    with urllib.request.urlopen(f"{address}/v1/models", timeout=60) as answer:  # noqa: S310 - our own loopback
-        model = json.load(answer)["data"][0]["id"]
-    question = {"model": model, "messages": [{"role": "user", "content": "What is a recipe?"}], "max_tokens": 8}
-    request = urllib.request.Request(  # noqa: S310 - our own loopback
-        f"{address}/v1/chat/completions", json.dumps(question).encode(), {"Content-Type": "application/json"}
-    )
+    question = {"messages": [{"role": "user", "content": "What is a recipe?"}], "max_tokens": 8}
     try:
+        with urllib.request.urlopen(f"{address}/models", timeout=60) as answer:  # noqa: S310 - our own loopback
+            model = json.load(answer)["data"][0]["id"]
+        request = urllib.request.Request(  # noqa: S310 - our own loopback
+            f"{address}/chat/completions",
+            json.dumps({**question, "model": model}).encode(),
+            {"Content-Type": "application/json"},
+        )
         with urllib.request.urlopen(request, timeout=180) as answer:  # noqa: S310 - our own loopback
             json.load(answer)["choices"][0]["message"]["content"]
     except (OSError, ValueError, LookupError) as problem:

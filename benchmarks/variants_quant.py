@@ -24,6 +24,7 @@ _Q8_0 = '[steps.gguf]\nuses = "convert"\ninputs = { model = "base" }\nwith = { t
 
 QUANTIZATION = (
     _quantize("AWQ", "awq", _GROUPS, calibrated=True),
+    _quantize("AutoAWQ", "autoawq", ", group_size = 64, samples = 8, max_length = 64", calibrated=True),
     _quantize("GPTQ", "gptq", _GROUPS, calibrated=True),
     _quantize("FP8-dynamic", "fp8"),
     _quantize("INT8", "int8", ", samples = 32, max_length = 128", calibrated=True),

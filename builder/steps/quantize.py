@@ -1,7 +1,7 @@
 """Quantize a causal language model: smaller weights, and for some methods smaller activations.
 
-* ``awq``, ``gptq``, ``fp8``, ``int8`` write compressed-tensors (llm-compressor), ``nf4`` bitsandbytes, the others a
-  GGUF file with llama.cpp's K-quants.
+* ``awq``, ``gptq``, ``fp8``, ``int8`` write compressed-tensors (llm-compressor), ``nf4`` bitsandbytes, ``autoawq`` the
+  files of AutoAWQ, the others a GGUF file with llama.cpp's K-quants.
 * Methods that calibrate see examples chosen by the seed alone, in one order.
 * What is written holds no path, time or version of a run; tokenizer files are the base's own.
 """
@@ -15,10 +15,12 @@ import struct
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "lib"))
 sys.path.insert(1, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))  # in a checkout
 
+import autoawq
 import calibration
 import canonical
 import compressed
@@ -26,13 +28,16 @@ import events
 import weights
 from request import Fault, Request, run
 
+if TYPE_CHECKING:
+    import torch
+
 FILE_TYPES = {
     "q2_k": 10, "q3_k_s": 11, "q3_k_m": 12, "q3_k_l": 13, "q4_k_s": 14, "q4_k_m": 15, "q5_k_s": 16, "q5_k_m": 17,
     "q6_k": 18,
 }  # fmt: skip
 """llama.cpp's numbers of its file types (``enum llama_ftype``)."""
-GROUPED = ("awq", "gptq")
-CALIBRATED = ("awq", "gptq", "int8")
+GROUPED = ("awq", "gptq", "autoawq")
+CALIBRATED = ("awq", "gptq", "int8", "autoawq")
 GGUF_HINT = 'K-quants take the output of the step convert with type = "f16", "bf16" or "f32".'
 NOT_LINEAR = re.compile(r"(^|\.)(\w*embed\w*|wte|wpe|lm_head)\.weight$")
 
@@ -43,7 +48,7 @@ def check_groups(model: Path, group_size: int, ignore: list[str]) -> None:
     Raises:
         Fault: a layer's rows are not a multiple of the group size long.
     """
-    widths = dict(linear_widths(model / weights.WEIGHTS))
+    widths = {name: width for name, (_, width) in linear_shapes(model / weights.WEIGHTS)}
     for name, width in widths.items():
         if width % group_size and not any(_matches(name.removesuffix(".weight"), entry) for entry in ignore):
             fitting = [size for size in (128, 64, 32, 16) if all(width % size == 0 for width in widths.values())]
@@ -51,13 +56,13 @@ def check_groups(model: Path, group_size: int, ignore: list[str]) -> None:
             raise Fault(f"{name}: expected rows of a multiple of group_size = {group_size}, found {width}", hint)
 
 
-def linear_widths(path: Path) -> Iterator[tuple[str, int]]:
-    """Name and length of the rows of each matrix that is no embedding."""
+def linear_shapes(path: Path) -> Iterator[tuple[str, tuple[int, int]]]:
+    """Name of each matrix that is no embedding, with the number and the length of its rows."""
     with path.open("rb") as stream:
         header = json.loads(stream.read(struct.unpack("<Q", stream.read(8))[0]))
     for name, entry in sorted(header.items()):
         if name.endswith(".weight") and len(entry.get("shape", ())) == 2 and not NOT_LINEAR.search(name):
-            yield name, entry["shape"][1]
+            yield name, (entry["shape"][0], entry["shape"][1])
 
 
 def _matches(name: str, entry: str) -> bool:
@@ -94,9 +99,29 @@ def save(saved: Path, config: dict[str, object], request: Request) -> None:
     canonical.canonicalise_safetensors(saved / weights.WEIGHTS, request.out / weights.WEIGHTS)
     written = json.loads((saved / "config.json").read_text(encoding="utf-8"))
     kept = {name: written[name] for name in ("quantization_config", "tie_word_embeddings") if name in written}
-    canonical.write_config(request.out / "config.json", {**config, **kept}, request.text("dtype"))
+    finish({**config, **kept}, request)
+
+
+def finish(config: dict[str, object], request: Request) -> None:
+    """Write what stands beside the weights in ``/out``: their configuration, and the base's own files."""
+    canonical.write_config(request.out / "config.json", config, request.text("dtype"))
     model = request.inputs["model"]
     canonical.copy_files(model, request.out, (*canonical.TOKENIZER_FILES, *canonical.GENERATION_FILES))
+
+
+def sequences(request: Request) -> list[torch.Tensor]:
+    """What to calibrate with.
+
+    Raises:
+        Fault: the data is not as described, or does not go with the model's tokenizer.
+    """
+    return calibration.sequences(
+        request.inputs["model"],
+        request.inputs["calibration"],
+        samples=request.integer("samples"),
+        max_length=request.integer("max_length"),
+        seed=request.integer("seed"),
+    )
 
 
 def to_compressed_tensors(request: Request, config: dict[str, object]) -> None:
@@ -107,22 +132,29 @@ def to_compressed_tensors(request: Request, config: dict[str, object]) -> None:
     """
     import torch
 
-    model_folder = request.inputs["model"]
     weights.start_torch(request.integer("seed"))
-    data = None
-    if request.text("method") in CALIBRATED:
-        data = calibration.sequences(
-            model_folder,
-            request.inputs["calibration"],
-            samples=request.integer("samples"),
-            max_length=request.integer("max_length"),
-            seed=request.integer("seed"),
-        )
-    model = weights.load_model(model_folder, torch.float32, "eager")
+    data = sequences(request) if request.text("method") in CALIBRATED else None
+    model = weights.load_model(request.inputs["model"], torch.float32, "eager")
     compressed.quantize(model, data, request)
     compressed.check_finite(model)
     compressed.save(model, request.work / "saved", getattr(torch, request.text("dtype")))
     save(request.work / "saved", config, request)
+
+
+def to_autoawq(request: Request, config: dict[str, object]) -> None:
+    """AWQ as AutoAWQ does it, in AutoAWQ's own format.
+
+    Raises:
+        Fault: model or data are not as they should be; weights came out that are not finite.
+    """
+    import torch
+
+    weights.start_torch(request.integer("seed"))
+    model, how = autoawq.quantize(request.inputs["model"], sequences(request), request)
+    tensors = autoawq.tensors(model, getattr(torch, request.text("dtype")))
+    weights.check_finite(tensors.items(), "Is dtype wide enough?")
+    weights.write_tensors(request.out / weights.WEIGHTS, tensors)
+    finish({**config, "quantization_config": how}, request)
 
 
 def to_nf4(request: Request, config: dict[str, object]) -> None:
@@ -200,12 +232,17 @@ def quantize(request: Request) -> None:
         events.progress(1, 1, "models")
         return
     config = require_dense(request.inputs["model"])
+    if method == "autoawq":
+        autoawq.check_parameters(request)
+        autoawq.check_rows(dict(linear_shapes(request.inputs["model"] / weights.WEIGHTS)))
     if method in GROUPED:
         check_groups(request.inputs["model"], request.integer("group_size"), request.texts("ignore"))
     if method in CALIBRATED and "calibration" not in request.inputs:
         raise Fault(f"method {method}: expected the input calibration, found none", "JSONL files, as for finetune.")
     if method == "nf4":
         to_nf4(request, config)
+    elif method == "autoawq":
+        to_autoawq(request, config)
     else:
         to_compressed_tensors(request, config)
 

@@ -51,7 +51,7 @@ PACKED: dict[str, dict[str, Any]] = {
     "awq": {"quant_method": "awq", "bits": 4, "group_size": GROUP, "zero_point": True, "version": "gemm"},
     "gptq": {"quant_method": "gptq", "bits": 4, "group_size": GROUP, "sym": True, "desc_act": False},
 }
-"""The configurations of AutoAWQ and AutoGPTQ, whose files are written here: neither can be installed on CPU."""
+"""The configurations of AutoAWQ and AutoGPTQ, whose files are written here, without either."""
 FORMS = (*SCHEMES, *BITS_AND_BYTES, *PACKED)
 
 

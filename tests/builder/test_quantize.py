@@ -1,12 +1,14 @@
 """Quantizing for real, on the tiny model: the same bytes in another place, what they say of themselves, and refusals.
 
-Every method of llm-compressor and bitsandbytes is here, and of llama.cpp's K-quants two: the others are its own affair.
+Every method of llm-compressor, bitsandbytes and AutoAWQ is here, and of llama.cpp's K-quants two: the others are its
+own affair.
 """
 
 from __future__ import annotations
 
 import json
 import struct
+import subprocess
 import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,11 +19,14 @@ import pytest
 from tests.builder.bare import Result, run_step
 from tests.builder.test_steps import digests, tensors
 
+from intaglio.build import servers
 from intaglio.recipe import program
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ROOT / "modelfiles" / "tiny-from-scratch"
 STEP = program.load("quantize", ROOT / "builder")
+NEAR = 0.13
+"""How far weights of four bits may be from what they were, as a share of their length: 0.09 is usual."""
 
 pytestmark = [pytest.mark.slow, pytest.mark.real, pytest.mark.long]
 
@@ -122,6 +127,44 @@ def test_a_k_quant_is_the_same_in_another_place(bench: Bench, wide: Path, method
     assert data.split(key)[1][:4] == struct.pack("<I", file_type)
 
 
+def test_autoawq_is_the_same_in_another_place(bench: Bench) -> None:
+    given: dict[str, Any] = {"method": "autoawq", "group_size": 64, "samples": 4, "max_length": 32}
+    first = bench.made(TINY / "data", **given)
+    assert digests(bench.made(TINY / "data", "7", **given)) == digests(first)
+    found = tensors(first / "model.safetensors")
+    layer = "model.layers.0.mlp.up_proj"
+    assert (found[f"{layer}.qweight"][0], len(found[f"{layer}.qweight"][1])) == ("I32", 704 * 256 // 2)
+    assert (found[f"{layer}.qzeros"][0], len(found[f"{layer}.qzeros"][1])) == ("I32", 704 * 256 // 64 // 2)
+    assert (found[f"{layer}.scales"][0], len(found[f"{layer}.scales"][1])) == ("F16", 704 * 256 // 64 * 2)
+    assert found["model.norm.weight"][0] == "BF16"
+    assert "lm_head.weight" not in found, "it is tied to the embedding"
+    assert how(first) == {
+        "bits": 4,
+        "group_size": 64,
+        "modules_to_not_convert": None,
+        "quant_method": "awq",
+        "version": "gemm",
+        "zero_point": True,
+    }
+    form = servers.form_of([path.name for path in first.iterdir()], (first / "config.json").read_bytes())
+    assert form == servers.Form("safetensors", "awq")
+
+
+def test_autoawq_puts_back_what_it_tried_scales_on(bench: Bench, tmp_path: Path) -> None:
+    """Its own copy of the weights is none on a CPU: without ours, what comes out is scaled by a try."""
+    python = bench.environment("quantize-autoawq")
+
+    def lopsided(*words: str | Path) -> str:
+        program = [python, str(Path(__file__).with_name("lopsided.py")), *map(str, words)]
+        return subprocess.run(program, capture_output=True, text=True, check=True).stdout
+
+    lopsided("make", bench.model, tmp_path / "model")
+    given: dict[str, Any] = {"method": "autoawq", "group_size": 64, "samples": 4, "max_length": 32}
+    result = bench.run(tmp_path / "model", TINY / "data", **given)
+    assert result.status == 0, result.log
+    assert float(lopsided("distance", tmp_path / "model", bench.out)) < NEAR
+
+
 def test_fp8_needs_no_data_and_keeps_the_rest(bench: Bench) -> None:
     found = tensors(bench.made(method="fp8", dtype="float16") / "model.safetensors")
     assert found["model.layers.0.mlp.up_proj.weight"][0] == "F8_E4M3"
@@ -149,7 +192,7 @@ def test_rows_that_cannot_be_cut_into_groups(bench: Bench) -> None:
     assert "calibration" in str(bench.run(method="gptq", group_size=96, ignore=names).error["message"])
 
 
-@pytest.mark.parametrize("method", ["awq", "gptq", "int8"])
+@pytest.mark.parametrize("method", ["awq", "gptq", "int8", "autoawq"])
 def test_calibration_is_missed(bench: Bench, method: str) -> None:
     """By the check of the recipe, and by the step when it is run bare."""
     assert [slot.name for slot in STEP.missing(["model"], {"method": method})] == ["calibration"]
@@ -179,9 +222,11 @@ def test_what_is_quantized_is_not_quantized_again(bench: Bench, tmp_path: Path) 
 
 
 def test_toolchain_and_promise_follow_from_the_method() -> None:
-    chosen = [STEP.toolchain_for({"method": method}) for method in ("awq", "int8", "nf4", "q2_k")]
-    assert chosen == ["quantize", "quantize", "train-cpu", "quantize-gguf"]
-    promised = [STEP.class_for({"method": method}) for method in ("awq", "gptq", "int8", "nf4", "fp8", "q4_k_m")]
-    assert promised == ["platform"] * 4 + ["bit"] * 2
+    chosen = [STEP.toolchain_for({"method": method}) for method in ("awq", "int8", "nf4", "autoawq", "q2_k")]
+    assert chosen == ["quantize", "quantize", "train-cpu", "quantize-autoawq", "quantize-gguf"]
+    promised = [
+        STEP.class_for({"method": method}) for method in ("awq", "gptq", "int8", "nf4", "autoawq", "fp8", "q4_k_m")
+    ]
+    assert promised == ["platform"] * 5 + ["bit"] * 2
     for method in STEP.parameters["method"].choices:
         assert (STEP.toolchain_for({"method": method}) == "quantize-gguf") == ("_k" in str(method)), method
