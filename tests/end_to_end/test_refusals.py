@@ -20,7 +20,7 @@ import pytest
 from tests.attacks.registries import authority
 from tests.attacks.registries.distribution import PASSWORD, USER, Distribution, running
 from tests.images import safetensors
-from tests.workshop import Finished, Workshop, furnish
+from tests.workshop import CLOCK, Finished, Workshop, furnish
 
 from intaglio.digest import Digest
 from intaglio.errors import Error, ExitCode
@@ -190,7 +190,7 @@ def test_every_row_has_a_test_and_every_test_a_row() -> None:
 
 
 def test_no_other_page_has_such_a_table() -> None:
-    for name in ("run", "runtime-images", "evaluation", "training", "serving"):
+    for name in ("run", "runtime-images", "evaluation", "training", "serving", "kits", "registries"):
         text = PAGE.with_name(f"{name}.md").read_text(encoding="utf-8")
         assert not re.search(r"^\|.*exit (code|status)", text, re.MULTILINE), name
         assert "(exit-codes.md#what-is-refused)" in text, name
@@ -206,7 +206,19 @@ def test_it_is_refused(site: Site, tmp_path: Path, what: str) -> None:
 
 
 RUN, GUARD = "interop/test_run_guarded.py", "guard/test_main.py"
+REGISTRY = "interop/test_registry.py::test_refusals_leave_nothing"
 ELSEWHERE: dict[str, tuple[str, ...]] = {
+    "a kit that is cut short, or holds what no kit has": (
+        "cli/test_kit.py::test_a_kit_that_ends_early_is_refused",
+        "cli/test_kit.py::test_a_member_that_no_kit_has_is_refused",
+    ),
+    "a kit of an image that a key released which the policy does not name": (
+        "cli/test_kit.py::test_a_kit_signed_whole_by_somebody_else_is_refused",
+    ),
+    "a kit, where there is no policy": ("cli/test_kit.py::test_without_a_policy_there_is_no_verdict",),
+    "an image in a registry that a key released which the policy does not name": (REGISTRY,),
+    "an image in a registry, where there is no policy": (REGISTRY,),
+    "a registry that has no such image, or does not answer": (REGISTRY,),
     "an image, where there is no policy": ("cli/test_verify.py::test_without_an_anchor_there_is_no_verdict",),
     "a metric that is out of the policy's bounds, or that nobody measured": (
         "cli/test_gates.py::test_policies_ask_for_the_test_result_and_its_metrics",
@@ -411,6 +423,42 @@ def _(site: Site, tmp_path: Path) -> Finished:
     kit.write_bytes(data.replace(b"what the model is made of", b"what the model IS made of"))
     _, home = site.copy(tmp_path)
     return site.shop.run("kit", "import", kit, INTAGLIO_HOME=str(home))
+
+
+def kit_of(site: Site, place: Path, home: Path | None = None) -> Path:
+    """Return a kit of the image, with what ``home`` knows of the source."""
+    known = {"INTAGLIO_HOME": str(home)} if home else {}
+    store = site.shop.home / "store"
+    site.shop.run("kit", "export", NAME, "-o", place / "shop.kit", "--store", store, **known).ok()
+    return place / "shop.kit"
+
+
+def take(site: Site, kit: Path, home: Path, **environment: str) -> Finished:
+    """Take a kit where the policy asks for the source, and for news of it in 14 days; nothing may be there then."""
+    shutil.copy(site.policy(SOURCE + '[freshness]\nmax_age = "14d"\n'), home / "policy.toml")
+    done = site.shop.run("kit", "import", kit, INTAGLIO_HOME=str(home), **environment)
+    assert site.shop.run("store", "list", "--json", INTAGLIO_HOME=str(home)).ok().json == {"images": []}
+    return done
+
+
+@row("a kit that is older than what is known here of its source")
+def _(site: Site, tmp_path: Path) -> Finished:
+    return take(site, kit_of(site, tmp_path), site.yanked(tmp_path))
+
+
+@row("a kit of an image made from what its source has yanked")
+def _(site: Site, tmp_path: Path) -> Finished:
+    (tmp_path / "here").mkdir()
+    kit = kit_of(site, tmp_path, site.yanked(tmp_path))
+    return take(site, kit, site.copy(tmp_path / "here")[1])
+
+
+@row("a kit whose metadata is older than the policy allows")
+def _(site: Site, tmp_path: Path) -> Finished:
+    _, home = site.copy(tmp_path)
+    (tmp_path / "clock").mkdir()
+    (tmp_path / "clock" / "sitecustomize.py").write_text(CLOCK.format(days=20))
+    return take(site, kit_of(site, tmp_path), home, PYTHONPATH=str(tmp_path / "clock"))
 
 
 # --- registries ------------------------------------------------------------------------------------------------------

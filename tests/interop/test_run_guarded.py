@@ -21,7 +21,7 @@ import pytest
 from tests import images
 from tests.build.test_runtime import BROKEN, CACHE, MUTE, fetched, make_shop
 from tests.containers import engine
-from tests.workshop import Finished, Workshop, _workshop_of_the_session
+from tests.workshop import CLOCK, Finished, Workshop, _workshop_of_the_session
 
 from intaglio.build import running
 from intaglio.build.containers import DockerHost, Ended
@@ -59,15 +59,6 @@ write(json.dumps({"metrics": {"size": len(read("model"))}, "samples": 1}), "resu
 COPY = '[steps.copy]\nuses = "./copy"\ninputs = { source = "data" }\n'
 CHECK = '[steps.check]\nuses = "./measure"\ninputs = { model = "copy" }\n'
 INPUTS = f'data = {{ uri = "{BASE}" }}'
-LONG_AGO = """
-import datetime
-class Earlier(datetime.datetime):
-    @classmethod
-    def now(cls, tz=None):
-        return super().now(tz) - datetime.timedelta(days=20)
-datetime.datetime = Earlier
-"""
-"""A clock that stands 20 days back, for one command: what it signs is past its date and past the policy's bound."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +85,8 @@ def built(tmp_path_factory: pytest.TempPathFactory, fetched: None) -> Built:
     root = shop.root
     entries = write_entries(shop)
     (root / "clock").mkdir()
-    (root / "clock" / "sitecustomize.py").write_text(LONG_AGO)
+    # What is signed by a clock that stands 20 days back is past its date, and past the policy's bound.
+    (root / "clock" / "sitecustomize.py").write_text(CLOCK.format(days=-20))
     then = {"PYTHONPATH": str(root / "clock")}
     shop.run("trust", "init", root / "source", **then).ok()
     shop.run("trust", "add", root / "source", *entries, **then, XDG_CACHE_HOME=CACHE).ok()
