@@ -2,7 +2,8 @@
 
 Both need root. The flags are those that work where root lacks CAP_SYS_RESOURCE and control groups are of version 1: no
 network set-up of theirs, runc, cgroupfs, modest limits on files. Soft and hard limits of podman's are equal, since
-podman 4.3 takes one for the other when it is asked through its socket.
+podman 4.3 takes one for the other when it is asked through its socket. Where a container ends, conmon starts podman to
+say so, and hands on no environment of its own accord: without its libraries, an end takes podman 20 seconds more.
 """
 
 from __future__ import annotations
@@ -142,6 +143,7 @@ cgroup_manager = "cgroupfs"
 events_logger = "file"
 runtime = "runc"
 conmon_path = ["{root}/usr/bin/conmon"]
+conmon_env_vars = ["PATH={environment["PATH"]}", "LD_LIBRARY_PATH={environment["LD_LIBRARY_PATH"]}"]
 [engine.runtimes]
 runc = ["{root}/usr/bin/runc"]
 """)

@@ -43,6 +43,15 @@ def event(**fields):
 """
 """What every step program of a workshop begins with."""
 COPY = 'write(read("source"))\n'
+CLOCK = """
+import datetime
+class Moved(datetime.datetime):
+    @classmethod
+    def now(cls, tz=None):
+        return super().now(tz) + datetime.timedelta(days={days})
+datetime.datetime = Moved
+"""
+"""A ``sitecustomize.py`` by which the clock of a command stands so many days away."""
 
 
 @dataclass(frozen=True)

@@ -223,6 +223,13 @@ def test_a_refusal_is_the_error_that_it_says(order: Order, status: int, kind: ty
     assert host.calls[-1] == "remove"
 
 
+def test_the_guards_own_fault_is_no_servers(order: Order) -> None:
+    line = {"verdict": "refused", "exit_code": 70, "rule": "guard", "detail": "the guard itself failed", "hint": None}
+    with pytest.raises(InternalError, match="the guard itself failed") as caught:
+        serve(Host(ends=Ended(70, f"{json.dumps(line)}\n")), order, lambda url, container: pytest.fail("it was served"))
+    assert caught.value.exit_code == 70
+
+
 @pytest.mark.parametrize(
     ("status", "said"),
     [

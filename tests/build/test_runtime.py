@@ -37,9 +37,17 @@ from intaglio.verify import verify_image
 pytestmark = pytest.mark.real
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-SERVER = """
-import http.server, json, socketserver, sys, os
+MUTE, BROKEN = 1, 2
+"""Tokens of context with which the toy server never answers, and with which it ends by itself."""
+SERVER = (
+    f"""
+import http.server, json, signal, socketserver, sys, os
 request = json.load(open(sys.argv[1]))
+signal.signal(signal.SIGTERM, lambda *_: os._exit(0))  # the first process of a container has no default
+if request["context"] == {MUTE}: signal.pause()
+if request["context"] == {BROKEN}: sys.exit("no server today")
+"""
+    + """
 data = {name: open(path, "rb").read() for name, path in request["model"]["files"].items()}
 linked = [os.path.islink(os.path.join(request["model"]["folder"], name)) for name in data]
 answer = json.dumps({"data": [{"id": request["name"]}], "sizes": {n: len(d) for n, d in data.items()},
@@ -56,6 +64,7 @@ class Server(socketserver.UnixStreamServer):
 print("serving", flush=True)
 Server(request["socket"], Handler).serve_forever()
 """
+)
 DESCRIPTION = """server = "llama-cpp"
 summary = "A toy."
 toolchain = "tiny"
@@ -74,14 +83,21 @@ def fetched(tmp_path_factory: pytest.TempPathFactory) -> None:
     wheels.fetch(toolchain.load(ROOT / "builder" / "toolchains" / "guard"), store, offline=False, progress=Silent())
 
 
-def make_shop(root: Path, *, embed: bool = False) -> Workshop:
-    """A workshop whose recipe makes a model and a runtime image of it."""
+def make_shop(root: Path, *, embed: bool = False, model: bytes | None = None, toy: bool = True) -> Workshop:
+    """A workshop whose recipe makes a model and a runtime image of it, with a toy for a server or with llama.cpp."""
     shop = workshop.furnish(root)
-    shutil.copytree(ROOT / "builder" / "rootfs", shop.builder / "rootfs")
-    shutil.copytree(ROOT / "builder" / "toolchains" / "guard", shop.builder / "toolchains" / "guard")
-    (shop.builder / "servers" / "llama-cpp.toml").write_text(DESCRIPTION)
-    (shop.builder / "servers" / "llama-cpp.py").write_text(SERVER)
-    shop.recipe.joinpath("data.txt").write_bytes(images.Gguf().write())
+    builder = ROOT / "builder"
+    shutil.copytree(builder / "rootfs", shop.builder / "rootfs")
+    shutil.copytree(builder / "toolchains" / "guard", shop.builder / "toolchains" / "guard")
+    if toy:
+        (shop.builder / "servers" / "llama-cpp.toml").write_text(DESCRIPTION)
+        (shop.builder / "servers" / "llama-cpp.py").write_text(SERVER)
+    else:
+        for path in ("servers/llama-cpp.toml", "servers/llama-cpp.py", "lib/serving.py"):
+            shutil.copy(builder / path, shop.builder / path)
+        chain = Path("toolchains", "serve-llama-cpp")
+        shutil.copytree(builder / chain, shop.builder / chain)
+    shop.recipe.joinpath("data.txt").write_bytes(model or images.Gguf().write())
     shop.step("copy", 'write(read("source"), "model.gguf")')
     more = f'runtime = "llama.cpp"\nembed = {str(embed).lower()}\n'
     shop.write('[steps.copy]\nuses = "./copy"\ninputs = { source = "data" }\n', source="copy", more=more)
