@@ -251,7 +251,7 @@ ELSEWHERE: dict[str, tuple[str, ...]] = {
     "an image in a registry that a key released which the policy does not name": (REGISTRY,),
     "an image in a registry, where there is no policy": (REGISTRY,),
     "a registry that has no such image, or does not answer": (REGISTRY,),
-    "an image, where there is no policy": ("cli/test_verify.py::test_without_an_anchor_there_is_no_verdict",),
+    "an image, where there is no policy": ("cli/test_verify.py::test_without_an_anchor_the_answer_is_no",),
     "a metric that is out of the policy's bounds, or that nobody measured": (
         "cli/test_gates.py::test_policies_ask_for_the_test_result_and_its_metrics",
         "cli/test_gates.py::test_a_metric_that_nobody_measured",
