@@ -27,6 +27,7 @@ from benchmarks.run import PROOF
 from benchmarks.serve_ready import NotServed, bare, python_of
 from benchmarks.table import Report, Table, verdict
 from intaglio.build import servers
+from intaglio.build.action import processor_flags
 from intaglio.build.servers import Form
 from intaglio.content.layout import Store
 from intaglio.content.modelpack import ModelImage
@@ -120,7 +121,8 @@ def _try(program: ServerProgram, python: Path, models: Path, word: str) -> tuple
     found = servers.form_of(files, config.read_bytes() if config.exists() else None)
     if found != _form(word):
         raise AssertionError(f"{word}: its files read as {found}")
-    declared = servers.serves(program, found)
+    lacking = servers.missing(program, found, processor_flags())
+    declared = servers.serves(program, found) and not lacking
     started = time.perf_counter()
     try:
         name = NAME.format(word)
@@ -134,7 +136,14 @@ def _try(program: ServerProgram, python: Path, models: Path, word: str) -> tuple
     seconds = time.perf_counter() - started
     met = declared == (said == "served")
     _say(f"{program.name} {word}: {said}, {'as declared' if met else 'NOT AS DECLARED'}")
-    return met, (word, program.name, "yes" if declared else "—", said, f"{seconds:.1f}", verdict(met))
+    return met, (
+        word,
+        program.name,
+        "yes" if declared else " ".join(["—", *lacking]),
+        said,
+        f"{seconds:.1f}",
+        verdict(met),
+    )
 
 
 def _say(text: str) -> None:

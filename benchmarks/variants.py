@@ -34,6 +34,7 @@ from benchmarks.program import Program, ProgramFailed, snapshot
 from benchmarks.program import recipe as shipped
 from benchmarks.table import Report, Table, earlier, verdict
 from intaglio.build import servers
+from intaglio.build.action import processor_flags
 from intaglio.content.layout import Store
 from intaglio.content.modelpack import ModelImage
 
@@ -314,14 +315,14 @@ class _Unserved(Exception):
 
 
 def _declared(place: Path, image: str, runtime: str) -> bool:
-    """Return whether the runtime's server program says that it serves the form of an image in the store ``place``."""
+    """Return whether the runtime's server program says that here it serves the form of an image in ``place``."""
     store = Store.open(place)
     model = ModelImage.parse(store.read(store.resolve(image), what=image), image)
     config = next((file for file in model.files if file.path == servers.CONFIG), None)
     about = None if config is None else store.read(config.digest, what=config.path)
     form = servers.form_of((file.path for file in model.files), about)
-    names = {program.name: program for program in servers.programs()}
-    return servers.serves(names[servers.program_name(runtime)], form)
+    named = {program.name: program for program in servers.programs()}[servers.program_name(runtime)]
+    return servers.serves(named, form) and not servers.missing(named, form, processor_flags())
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ import pytest
 
 from intaglio.build import servers
 from intaglio.build.servers import Form
-from intaglio.errors import CorruptContent, RecipeError, UsageError
+from intaglio.errors import CorruptContent, MachineError, RecipeError, UsageError
 from intaglio.recipe.modelfile import RUNTIMES
 
 MANUAL = (Path(__file__).parents[2] / "docs" / "serving.md").read_text(encoding="utf-8")
@@ -136,9 +136,28 @@ def test_an_unknown_server_is_a_mistake() -> None:
         servers.choose(Form("safetensors"), "vlm")
 
 
+OLD, NEW = frozenset({"avx2"}), frozenset({"avx2", "avx512f"})
+
+
+def test_a_server_that_needs_another_processor_is_not_taken() -> None:
+    assert servers.choose(Form("safetensors", "gptq"), "vllm", processor=NEW).name == "vllm"
+    assert servers.choose(Form("safetensors", "gptq"), "vllm").name == "vllm", "a recipe may be served elsewhere"
+    with pytest.raises(MachineError, match=r"vllm serves safetensors quantised as int4 on .* avx512f") as caught:
+        servers.choose(Form("safetensors", "int4"), "vllm", processor=OLD)
+    assert caught.value.hint == "here it is served by transformers (--runtime)"
+    with pytest.raises(MachineError, match="avx512f") as caught:
+        servers.choose(Form("safetensors", "gptq"), None, processor=OLD)
+    assert caught.value.hint == "serve it on another machine"
+    assert servers.choose(Form("safetensors", "int4"), None, processor=OLD).name == "transformers"
+    with pytest.raises(UsageError, match="does not serve"):
+        servers.choose(Form("safetensors", "nf4"), "vllm", processor=OLD)
+
+
 def test_servers_speak_of_known_quantisations() -> None:
     for program in servers.programs():
         assert set(program.quantizations) <= servers.QUANTIZATIONS.keys() - {"other"}, program.name
+        for words, _ in program.needs:
+            assert words <= set(program.quantizations), program.name
 
 
 def test_the_manual_has_the_table_and_the_words() -> None:

@@ -282,6 +282,9 @@ ELSEWHERE: dict[str, tuple[str, ...]] = {
     "an engine that refuses": (f"{RUN}::test_an_engine_that_refuses",),
     "a port that is taken": (f"{RUN}::test_a_port_that_is_taken",),
     "a server that does not answer within `--startup` seconds": (f"{RUN}::test_a_server_that_does_not_answer_in_time",),
+    "a quantised form that its server serves on other processors alone": (
+        "build/test_servers.py::test_a_server_that_needs_another_processor_is_not_taken",
+    ),
     "a runtime image of a form that its server does not serve": (
         "cli/test_servable.py::test_nf4_for_vllm_makes_no_image",
     ),

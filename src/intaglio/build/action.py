@@ -92,14 +92,18 @@ def platform_class() -> str:
     """
     machine = platform.machine().lower()
     if machine in ("x86_64", "amd64"):
-        with open("/proc/cpuinfo", encoding="utf-8") as stream:
-            flags = next((line.split() for line in stream if line.startswith("flags")), [])
-        if "avx2" not in flags:
+        if "avx2" not in processor_flags():
             raise MachineError("expected a processor with AVX2 (x86-64-v3), found one without")
         return "linux/amd64/v3"
     if machine in ("aarch64", "arm64"):
         return "linux/arm64/v8"
     raise MachineError(f"expected an amd64 or arm64 machine, found {machine}")
+
+
+def processor_flags() -> frozenset[str]:
+    """Return what this machine's processor can do, in the words of ``/proc/cpuinfo``."""
+    with open("/proc/cpuinfo", encoding="utf-8") as stream:
+        return frozenset(next((line.split() for line in stream if line.startswith(("flags", "Features"))), ()))
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from intaglio import strictjson
 from intaglio.build import servers, serving
+from intaglio.build.action import processor_flags
 from intaglio.build.containers import Order
 from intaglio.content.layout import Store
 from intaglio.content.modelpack import ModelImage
@@ -104,10 +105,10 @@ def _pair(store: Store, runtime: Digest, model: Digest | None, name: str) -> Cho
 
 
 def _require_served(store: Store, server: str, model: Digest) -> None:
-    """Refuse a model that ``server`` does not serve; of a server that is not here nothing is known."""
+    """Refuse a model that ``server`` does not serve here; of a server that is not here nothing is known."""
     files = ModelImage.parse(_manifest(store, model), f"image {model.short}").files
     with contextlib.suppress(UnknownProgram):
-        servers.choose(serving.form(store, files), server)
+        servers.choose(serving.form(store, files), server, processor=processor_flags())
 
 
 def _beside(store: Store, reference: str, model: Digest, runtime: str | None) -> Digest:

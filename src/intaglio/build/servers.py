@@ -9,12 +9,12 @@ Source: ``quantization_config`` as transformers 5, compressed-tensors 0.19 and b
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
 from intaglio import strictjson
-from intaglio.errors import RecipeError, UsageError
+from intaglio.errors import MachineError, RecipeError, UsageError
 from intaglio.recipe.data import data_folder
 from intaglio.recipe.modelfile import RUNTIMES
 from intaglio.recipe.program import ServerProgram, load_server, names
@@ -134,6 +134,12 @@ def serves(program: ServerProgram, form: Form) -> bool:
     return form.format in program.formats and form.quantization in program.quantizations
 
 
+def missing(program: ServerProgram, form: Form, processor: Set[str]) -> tuple[str, ...]:
+    """Return the flags that a processor lacks for ``program`` to serve ``form``, sorted."""
+    needed = [flags for words, flags in program.needs if form.quantization in words]
+    return tuple(sorted(frozenset[str]().union(*needed) - processor))
+
+
 def programs(builder: Path | None = None) -> tuple[ServerProgram, ...]:
     """Return every server program, by name.
 
@@ -153,23 +159,45 @@ def serving(form: Form, builder: Path | None = None) -> tuple[ServerProgram, ...
     return tuple(program for program in programs(builder) if serves(program, form))
 
 
-def choose(form: Form, runtime: str | None, builder: Path | None = None) -> ServerProgram:
+def choose(
+    form: Form, runtime: str | None, builder: Path | None = None, *, processor: Set[str] | None = None
+) -> ServerProgram:
     """Return the server program that people call ``runtime``, or the first that serves ``form``.
+
+    Args:
+        form: what is to be served.
+        runtime: who is to serve it.
+        builder: where the programs are.
+        processor: flags of the processor that is to serve it; ``None`` where that is not known yet.
 
     Raises:
         UsageError: it does not serve that form, or nothing here does; the hint names what does.
+        MachineError: it does, but not with that processor.
         RecipeError: there is no server of that name.
     """
+    found = serving(form, builder)
+    able = [one.name for one in found if processor is None or not missing(one, form, processor)]
     if runtime is not None:
         program = load_server(program_name(runtime), builder or data_folder("builder"))
-        if serves(program, form):
+        if program.name in able:
             return program
-    able = [program.name for program in serving(form, builder)]
-    if runtime is None and able:
-        return load_server(able[0], builder or data_folder("builder"))
+        if processor is not None and serves(program, form):
+            raise _unable(program, form, processor, able)
+    elif able:
+        return next(one for one in found if one.name == able[0])
+    elif processor is not None and found:
+        raise _unable(found[0], form, processor, able)
     raise UsageError(
         f"no server here serves {form}" if runtime is None else f"{runtime} does not serve {form}",
         hint=f"it is served by {', '.join(able)} (--runtime)" if able else _hint(form),
+    )
+
+
+def _unable(program: ServerProgram, form: Form, processor: Set[str], able: Sequence[str]) -> MachineError:
+    flags = ", ".join(missing(program, form, processor))
+    return MachineError(
+        f"{program.name} serves {form} on processors with {flags}, which this machine's has not",
+        hint=f"here it is served by {', '.join(able)} (--runtime)" if able else "serve it on another machine",
     )
 
 
@@ -221,6 +249,11 @@ def table(builder: Path | None = None) -> str:
     lines = [f"| form | {' | '.join(program.name for program in found)} |", "|---|" + "---|" * len(found)]
     for form in forms:
         title = "GGUF" if form.format == "gguf" else f"safetensors, `{form.quantization}`"
-        marks = ("yes" if serves(program, form) else "—" for program in found)
-        lines.append(f"| {title} | {' | '.join(marks)} |")
+        lines.append(f"| {title} | {' | '.join(_mark(program, form) for program in found)} |")
     return "\n".join(lines) + "\n"
+
+
+def _mark(program: ServerProgram, form: Form) -> str:
+    if not serves(program, form):
+        return "—"
+    return " ".join(["yes", *(f"(`{flag}`)" for flag in missing(program, form, frozenset()))])

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from intaglio.build import interpreter, servers, toolchain
-from intaglio.build.action import determinism
+from intaglio.build.action import determinism, processor_flags
 from intaglio.build.plan import toolchain_folder
 from intaglio.build.runner import Runner
 from intaglio.build.sandbox import Limits
@@ -92,10 +92,11 @@ def prepare(
 
     Raises:
         UsageError: it does not serve that form, or no server here does.
+        MachineError: it does, but not with this processor.
         RecipeError: there is no server of that name.
         CorruptContent: the model's configuration is not a JSON object.
     """
-    program = servers.choose(form(store, files), runtime)
+    program = servers.choose(form(store, files), runtime, processor=processor_flags())
     chain = toolchain.load(toolchain_folder(program.toolchain))
     python = interpreter.find(chain.requires_python, cache=store.root / "host.json")
     room = Room(Runner(store, progress, offline=offline).environment(chain, python), python)

@@ -88,6 +88,12 @@ STEP_DESCRIPTION = Table(
     }
 )
 """What ``steps/NAME.toml`` may hold."""
+_NEED = Table(
+    {
+        "quantizations": Key(Items(_NAME, at_least=1), "Quantisations that need it.", required=True),
+        "processor": Key(Items(_WORD, at_least=1), "Flags of the processor, as /proc/cpuinfo has them.", required=True),
+    }
+)
 SERVER_DESCRIPTION = Table(
     {
         "server": Key(_NAME, "Name of the server program; the file's own.", required=True),
@@ -95,6 +101,7 @@ SERVER_DESCRIPTION = Table(
         "rootfs": Key(_NAME, "The root file system of its runtime images.", required=True),
         "formats": Key(Items(_WORD, at_least=1), "Model formats that it serves.", required=True),
         "quantizations": Key(Items(_NAME, at_least=1), "Quantisations that it serves; default: none."),
+        "needs": Key(Items(_NEED, at_least=1), "What a processor must have for some of them."),
     }
 )
 """What ``servers/NAME.toml`` may hold."""
@@ -269,6 +276,8 @@ class ServerProgram(Program):
     formats: tuple[str, ...]
     quantizations: tuple[str, ...] = ("none",)
     """Words of ``docs/serving.md`` for what a model's configuration says; ``none`` where it says nothing."""
+    needs: tuple[tuple[frozenset[str], frozenset[str]], ...] = ()
+    """Quantisations and the processor flags, as ``/proc/cpuinfo`` has them, without which they are not served."""
 
 
 class Steps:
@@ -324,6 +333,9 @@ def load_server(name: str, builder: Path) -> ServerProgram:
         rootfs=values["rootfs"],
         formats=tuple(values["formats"]),
         quantizations=tuple(values.get("quantizations", ("none",))),
+        needs=tuple(
+            (frozenset(need["quantizations"]), frozenset(need["processor"])) for need in values.get("needs", ())
+        ),
     )
 
 
