@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 from intaglio.build import interpreter, sandbox
 from intaglio.build.sandbox import Limits, Mount, Outcome, SandboxSpec
@@ -31,7 +32,7 @@ class Box:
         processes: int = 64,
         time: float = 30.0,
         disk: int = 256 * MIB,
-        **more,
+        **more: Any,
     ) -> SandboxSpec:
         own = (Mount(self.place / "work", "/work", writable=True), Mount(self.place / "out", "/out", writable=True))
         return SandboxSpec(
@@ -42,16 +43,16 @@ class Box:
             **more,
         )
 
-    def run(self, *argv: str, stop: object = None, **more) -> Outcome:
+    def run(self, *argv: str, stop: object = None, **more: Any) -> Outcome:
         """Run a program."""
         spec = self.spec(*argv, **more)
         return sandbox.run(spec, log=self.log, on_event=self.events.append, stop=stop)  # type: ignore[arg-type]
 
-    def sh(self, script: str, **more) -> Outcome:
+    def sh(self, script: str, **more: Any) -> Outcome:
         """Run a shell script."""
         return self.run("/bin/sh", "-c", script, **more)
 
-    def python(self, code: str, *arguments: str, **more) -> Outcome:
+    def python(self, code: str, *arguments: str, **more: Any) -> Outcome:
         """Run Python code."""
         return self.run(self.python_inside.executable_inside, "-I", "-S", "-c", code, *arguments, **more)
 

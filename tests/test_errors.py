@@ -20,16 +20,16 @@ def table() -> str:
     return "\n".join(["| Code | Meaning |", "| ---: | --- |", *rows])
 
 
-def test_every_code_has_a_meaning():
+def test_every_code_has_a_meaning() -> None:
     assert set(EXIT_MEANING) == set(ExitCode)
     assert len({int(code) for code in ExitCode}) == len(ExitCode)
 
 
-def test_the_page_holds_the_table():
+def test_the_page_holds_the_table() -> None:
     assert table() in PAGE.read_text(encoding="utf-8"), f"docs/exit-codes.md must hold:\n{table()}"
 
 
-def test_codes_are_never_renumbered():
+def test_codes_are_never_renumbered() -> None:
     """An interface that scripts rely on."""
     assert {code.name: int(code) for code in ExitCode} == {
         "OK": 0, "USAGE": 2, "RECIPE": 10, "LOCK": 11, "SOURCE": 20, "CORRUPT": 21, "UNTRUSTED": 22, "POLICY": 23,
@@ -38,14 +38,14 @@ def test_codes_are_never_renumbered():
     }  # fmt: skip
 
 
-def test_the_docstring_draws_the_hierarchy():
+def test_the_docstring_draws_the_hierarchy() -> None:
     drawn = dict(re.findall(r"([A-Z]\w+) +(\d+)$", errors.__doc__ or "", re.MULTILINE))
     assert drawn == {one.__name__: str(int(one.exit_code)) for one in CLASSES if one.__name__ in drawn}
     assert set(drawn) == {one.__name__ for one in CLASSES} - {"Error", "VerificationError"}
 
 
 @pytest.mark.parametrize("kind", CLASSES)
-def test_an_error_has_message_hint_and_code(kind):
+def test_an_error_has_message_hint_and_code(kind: type[Error]) -> None:
     error = kind("expected a, found b", hint="do c")
     assert (str(error), error.message, error.hint) == ("expected a, found b", "expected a, found b", "do c")
     assert kind("x").hint is None
@@ -53,7 +53,7 @@ def test_an_error_has_message_hint_and_code(kind):
     assert error.exit_code != ExitCode.OK
 
 
-def test_verification_errors_are_those_of_twenty_one_to_twenty_five():
+def test_verification_errors_are_those_of_twenty_one_to_twenty_five() -> None:
     codes = {int(one.exit_code) for one in CLASSES if issubclass(one, errors.VerificationError)}
     assert codes == {21, 22, 23, 24, 25}
     assert issubclass(errors.LimitReached, errors.StepFailed)

@@ -28,20 +28,20 @@ def check(*, sources: list[str], allowed: list[str], never: list[str]) -> list[s
     return chains
 
 
-def test_what_is_allowed_and_the_standard_library_pass():
+def test_what_is_allowed_and_the_standard_library_pass() -> None:
     assert check(sources=["house.top"], allowed=["good", "bad"], never=["house.not_there_yet"]) == []
 
 
-def test_other_peoples_code_is_found_through_any_number_of_modules():
+def test_other_peoples_code_is_found_through_any_number_of_modules() -> None:
     found = check(sources=["house.top"], allowed=["good"], never=[])
     assert found == ["house.top → house.middle.inner → house.secret → bad"]
 
 
-def test_a_module_that_must_not_be_reached_is_found():
+def test_a_module_that_must_not_be_reached_is_found() -> None:
     found = check(sources=["house.middle"], allowed=["good", "bad"], never=["house.secret"])
     assert found == ["house.middle.inner → house.secret"]
 
 
-def test_a_source_that_is_not_there_is_a_mistake():
+def test_a_source_that_is_not_there_is_a_mistake() -> None:
     with pytest.raises(ValueError, match=r"no module house\.gone"):
         check(sources=["house.gone"], allowed=[], never=[])

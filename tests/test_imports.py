@@ -27,28 +27,28 @@ def within(modules: set[str], names: set[str]) -> set[str]:
     return {module for module in modules if any(module == name or module.startswith(f"{name}.") for name in names)}
 
 
-def test_importing_the_package_imports_nothing():
+def test_importing_the_package_imports_nothing() -> None:
     assert loaded_by("-c", "import intaglio") - loaded_by("-c", "pass") == {"intaglio"}
 
 
-def test_help_imports_no_model_stack_no_http_and_nothing_heavy():
+def test_help_imports_no_model_stack_no_http_and_nothing_heavy() -> None:
     loaded = loaded_by(str(Path(sys.executable).parent / "intaglio"), "--help")
     assert "intaglio.cli" in loaded
     assert within(loaded, MODEL_STACK | HTTP_STACK | HEAVY) == set()
 
 
 @pytest.mark.parametrize("module", ["interpreter", "toolchain", "environment"])
-def test_the_way_of_a_cached_build_imports_no_http(module):
+def test_the_way_of_a_cached_build_imports_no_http(module: str) -> None:
     loaded = loaded_by("-c", f"import intaglio.build.{module}")
     assert within(loaded, MODEL_STACK | HTTP_STACK | HEAVY) == set()
 
 
-def test_a_check_that_looks_for_modules_sees_them():
+def test_a_check_that_looks_for_modules_sees_them() -> None:
     found = within(loaded_by("-c", "import http.client, rich.text"), HTTP_STACK | HEAVY)
     assert found >= {"http.client", "rich", "rich.text"}
 
 
-def test_no_step_program_imports_the_engine():
+def test_no_step_program_imports_the_engine() -> None:
     programs = sorted((ROOT / "builder").rglob("*.py"))
     assert programs
     for path in programs:

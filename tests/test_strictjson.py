@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from intaglio import strictjson
 from intaglio.errors import CorruptContent
-from intaglio.strictjson import MAX_BYTES, MAX_DEPTH, canonical, parse, parse_object
+from intaglio.strictjson import MAX_BYTES, MAX_DEPTH, Json, canonical, parse, parse_object
 
 SAFE = (1 << 53) - 1
 NUMBERS = st.floats(min_value=-SAFE, max_value=SAFE) | st.floats(min_value=1e21, allow_infinity=False)
@@ -27,7 +27,7 @@ VALUES = st.recursive(
 # --- writing ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_sample_of_the_specification():
+def test_the_sample_of_the_specification() -> None:
     """RFC 8785, section 3.2.2 and 3.2.3."""
     value: Any = {
         "numbers": [333333333.33333329, 1e30, 4.50, 2e-3, 0.000000000000000000000000001],
@@ -43,7 +43,7 @@ def test_the_sample_of_the_specification():
     )
 
 
-def test_keys_are_sorted_by_utf_16():
+def test_keys_are_sorted_by_utf_16() -> None:
     """RFC 8785, section 3.2.3: the dancer of the supplementary planes stands before U+FB33."""
     keys = ["\u20ac", "\r", "\ufb33", "1", "\U0001f600", "\x80", "\u00f6"]
     assert list(json.loads(canonical(dict.fromkeys(keys, 0)))) == [
@@ -53,7 +53,7 @@ def test_keys_are_sorted_by_utf_16():
 
 @settings(deadline=None)
 @given(VALUES)
-def test_what_is_written_is_read_back(value):
+def test_what_is_written_is_read_back(value: Json) -> None:
     data = canonical(value)
     assert parse(data, what="x") == value
     assert json.loads(data) == value
@@ -61,9 +61,9 @@ def test_what_is_written_is_read_back(value):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), {"a": float("-inf")}, 1 << 53, {1: 2}, {"a": {1}}])
-def test_what_has_no_canonical_form_is_not_written(value):
+def test_what_has_no_canonical_form_is_not_written(value: object) -> None:
     with pytest.raises((ValueError, TypeError)):
-        canonical(value)
+        canonical(value)  # type: ignore[arg-type] # what it refuses is no JSON
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------
@@ -112,18 +112,18 @@ def test_what_has_no_canonical_form_is_not_written(value):
         (b'{"a":' * 40 + b"1" + b"}" * 40, "nested too deep"),
     ],
 )
-def test_what_two_readers_could_read_differently_is_refused(data, why):
+def test_what_two_readers_could_read_differently_is_refused(data: bytes, why: str) -> None:
     with pytest.raises(CorruptContent, match=why) as found:
         parse(data, what="the document")
     assert found.value.message.startswith("the document: ")
     assert len(found.value.message) < 400
 
 
-def test_a_true_pair_of_surrogates_is_one_character():
+def test_a_true_pair_of_surrogates_is_one_character() -> None:
     assert parse(b'"\\ud83d\\ude00"', what="x") == "\U0001f600"
 
 
-def test_the_size_is_bounded():
+def test_the_size_is_bounded() -> None:
     data = b'"' + b"x" * 10 + b'"'
     assert parse(data, what="x", max_bytes=12) == "x" * 10
     with pytest.raises(CorruptContent, match="at most 11 bytes of JSON, found 12"):
@@ -134,7 +134,7 @@ def test_the_size_is_bounded():
 
 
 @pytest.mark.parametrize("pair", [b"[]", b'{"":}'])
-def test_the_depth_is_bounded(pair):
+def test_the_depth_is_bounded(pair: bytes) -> None:
     opening, closing = pair[:-1], pair[-1:]
 
     def nested(depth: int) -> bytes:
@@ -148,7 +148,7 @@ def test_the_depth_is_bounded(pair):
 
 
 @pytest.mark.parametrize("data", [b"[]", b"1", b"null", b'"{}"', b"true"])
-def test_an_object_is_asked_for_and_anything_else_refused(data):
+def test_an_object_is_asked_for_and_anything_else_refused(data: bytes) -> None:
     with pytest.raises(CorruptContent, match="expected a JSON object"):
         parse_object(data, what="x")
     assert parse_object(b'{"a":[]}', what="x") == {"a": []}
@@ -156,7 +156,7 @@ def test_an_object_is_asked_for_and_anything_else_refused(data):
 
 @settings(deadline=None)
 @given(st.binary(max_size=60) | VALUES.map(lambda value: json.dumps(value).encode()))
-def test_whatever_the_bytes_reading_gives_a_value_or_one_error(data):
+def test_whatever_the_bytes_reading_gives_a_value_or_one_error(data: bytes) -> None:
     try:
         value = parse(data, what="x")
     except CorruptContent:

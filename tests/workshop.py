@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -290,7 +290,7 @@ def _template() -> Path:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _workshop_of_the_session():
+def _workshop_of_the_session() -> Iterator[None]:
     """Remove the template when the tests are over."""
     yield
     if _template.cache_info().currsize:

@@ -10,6 +10,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from benchmarks import kills
@@ -41,7 +43,7 @@ print(json.dumps({"image": image, "steps": steps}))
 
 
 @pytest.fixture
-def engine(tmp_path, monkeypatch):
+def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Program]:
     """A program that hangs the first time and builds the second, with the faults that are asked for."""
     monkeypatch.setattr(kills, "_GONE", 0.5)
     path = tmp_path / "engine"
@@ -49,19 +51,19 @@ def engine(tmp_path, monkeypatch):
     path.chmod(0o755)
     (tmp_path / "home" / "store" / "environments").mkdir(parents=True)
 
-    def make(fault=""):
+    def make(fault: str = "") -> Program:
         return kills.fresh(Program(tmp_path / "home", path, {"FAULT": fault}), tmp_path / "fresh")
 
     return make
 
 
-def strike(program, tmp_path):
+def strike(program: Program, tmp_path: Path) -> Kill:
     found = kills.kill(program, tmp_path, Moment(None, 1.0), KNOWN)
     assert found is not None
     return found
 
 
-def test_a_good_end_is_good(engine, tmp_path):
+def test_a_good_end_is_good(engine: Callable[..., Program], tmp_path: Path) -> None:
     program = engine()
     found = strike(program, tmp_path)
     assert (program.home / "ready").exists()
@@ -73,7 +75,9 @@ def test_a_good_end_is_good(engine, tmp_path):
 @pytest.mark.parametrize(
     ("fault", "clean", "alone"), [("damage", False, True), ("image", True, True), ("daemon", True, False)]
 )
-def test_each_fault_is_noticed(engine, tmp_path, fault, clean, alone):
+def test_each_fault_is_noticed(
+    engine: Callable[..., Program], tmp_path: Path, fault: str, clean: bool, alone: bool
+) -> None:
     program = engine(fault)
     found = strike(program, tmp_path)
     for pid in kills.processes(program.home):
@@ -84,14 +88,14 @@ def test_each_fault_is_noticed(engine, tmp_path, fault, clean, alone):
     assert [table.title for table in result.tables()] == ["Kills by phase", "What went wrong"]
 
 
-def test_a_build_that_ended_before_is_no_kill(engine, tmp_path):
+def test_a_build_that_ended_before_is_no_kill(engine: Callable[..., Program], tmp_path: Path) -> None:
     program = engine()
     (program.home / "second").touch()
     assert kills.kill(program, tmp_path, Moment(None, 30.0), KNOWN) is None
     assert kills.kill(program, tmp_path, Moment("tune", 30.0), KNOWN) is None
 
 
-def test_the_end_of_a_step_is_waited_for(tmp_path):
+def test_the_end_of_a_step_is_waited_for(tmp_path: Path) -> None:
     log = tmp_path / "logs" / f"{KEYS['tune'].removeprefix('sha256:')}.jsonl"
     log.parent.mkdir()
     code = "import sys, time; time.sleep(0.3); open(sys.argv[1], 'w').write(sys.argv[2]); time.sleep(30)"
@@ -103,7 +107,7 @@ def test_the_end_of_a_step_is_waited_for(tmp_path):
         build.kill()
 
 
-def test_processes_are_found_by_what_they_were_started_with(tmp_path):
+def test_processes_are_found_by_what_they_were_started_with(tmp_path: Path) -> None:
     with subprocess.Popen(["sleep", "30"], env={"HOME": str(tmp_path)}) as process:
         deadline = time.monotonic() + 10
         while not kills.processes(tmp_path) and time.monotonic() < deadline:
@@ -113,8 +117,8 @@ def test_processes_are_found_by_what_they_were_started_with(tmp_path):
     assert kills.vanished(tmp_path)
 
 
-def test_moments_are_random_within_the_build_and_the_same_for_one_seed():
-    def some(seed):
+def test_moments_are_random_within_the_build_and_the_same_for_one_seed() -> None:
+    def some(seed: int) -> list[Moment]:
         return list(itertools.islice(kills.moments(KNOWN, random.Random(seed)), 50))
 
     found = some(1)
@@ -125,20 +129,20 @@ def test_moments_are_random_within_the_build_and_the_same_for_one_seed():
     assert all(0.0 <= moment.delay <= 0.2 for moment in found[1::2])
 
 
-def test_the_phase_is_told_by_claims_and_logs(tmp_path):
+def test_the_phase_is_told_by_claims_and_logs(tmp_path: Path) -> None:
     blobs, logs = tmp_path / "blobs" / "sha256", tmp_path / "logs"
     blobs.mkdir(parents=True)
     logs.mkdir()
 
-    def log(step, *events):
+    def log(step: str, *events: str) -> None:
         lines = [json.dumps({"at": 1.0, "event": event}) for event in events]
         (logs / f"{KEYS[step].removeprefix('sha256:')}.jsonl").write_text("\n".join([*lines, '{"at": 1.']))
 
-    def claim(step):
+    def claim(step: str) -> None:
         manifest = {"annotations": {"dev.intaglio.action": KEYS[step]}}
         (blobs / step).write_text(json.dumps(manifest, separators=(",", ":")))
 
-    def phase():
+    def phase() -> str:
         return kills.phase_of(tmp_path, KNOWN)
 
     assert phase() == "before its first step"
@@ -155,8 +159,8 @@ def test_the_phase_is_told_by_claims_and_logs(tmp_path):
     assert phase() == "signing and tagging"
 
 
-def test_two_builds_that_both_ran_a_step_do_not_pass():
-    def answer(status, image="sha256:good"):
+def test_two_builds_that_both_ran_a_step_do_not_pass() -> None:
+    def answer(status: str, image: str = "sha256:good") -> dict[str, object]:
         return {"image": image, "steps": [{"name": "seed", "status": status}]}
 
     assert Twins(KNOWN, (answer("built"), answer("cached"))).passed

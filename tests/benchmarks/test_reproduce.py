@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 from benchmarks import reproduce, runtime_twice
@@ -13,11 +15,11 @@ from intaglio.recipe import modelfile
 from intaglio.recipe.modelfile import RUNTIMES
 
 
-def write(folder, name, document):
+def write(folder: Path, name: str, document: object) -> None:
     (folder / name).write_text(json.dumps(document))
 
 
-def test_blobs_are_told_apart(tmp_path):
+def test_blobs_are_told_apart(tmp_path: Path) -> None:
     blobs = tmp_path / "blobs" / "sha256"
     blobs.mkdir(parents=True)
     subject = {"digest": "sha256:x"}
@@ -47,13 +49,13 @@ def test_blobs_are_told_apart(tmp_path):
     assert size == sum(path.stat().st_size for path in blobs.iterdir())
 
 
-def built(**changes):
+def built(**changes: Any) -> Built:
     steps = [{"name": "seed", "key": "sha256:k", "status": "built", "output": "sha256:o"}]
     whole = Built({"image": "sha256:i", "steps": steps}, {"aa": "claim manifests"}, 5, 1.0, ("a", "1", "0", "here"))
     return replace(whole, **changes)
 
 
-def test_the_same_is_the_same_and_anything_else_is_not():
+def test_the_same_is_the_same_and_anything_else_is_not() -> None:
     assert Pair("x", built(), built(seconds=9.0, what=("b", "2", "12345", "there"))).same
     other = {"name": "seed", "key": "sha256:k", "status": "built", "output": "sha256:p"}
     cached = {"name": "seed", "key": "sha256:k", "status": "cached", "output": "sha256:o"}
@@ -67,7 +69,7 @@ def test_the_same_is_the_same_and_anything_else_is_not():
         assert not Pair("x", built(), changed).same
 
 
-def test_the_tables_name_what_differs():
+def test_the_tables_name_what_differs() -> None:
     differed, came_out = Pair("x", built(), built(kinds={"ab": "claim manifests"})).tables()
     assert [row[0] for row in differed.rows] == ["directory", "PYTHONHASHSEED", "user", "host name", "seconds"]
     assert ("blobs: claim manifests", "1", "1", "**no**") in came_out.rows
@@ -75,7 +77,7 @@ def test_the_tables_name_what_differs():
     assert not [row for row in came_out.rows if row[0] == "runtime image"]
 
 
-def test_the_runtime_image_is_compared():
+def test_the_runtime_image_is_compared() -> None:
     answer = built().answer
     sides = [built(answer={**answer, "runtime": {"image": f"sha256:{word}"}}) for word in ("r", "r", "s")]
     assert Pair("x", sides[0], sides[1]).same
@@ -86,7 +88,7 @@ def test_the_runtime_image_is_compared():
         assert [row[3] for row in pair.tables()[1].rows if row[0] == "runtime image"] == ["**no**"]
 
 
-def test_a_side_takes_the_recipes_beside_it(tmp_path):
+def test_a_side_takes_the_recipes_beside_it(tmp_path: Path) -> None:
     for name in ("modelfiles/a", "modelfiles/b/data", "origin"):
         (tmp_path / name).mkdir(parents=True)
     side = reproduce._Side(tmp_path / "side", "1", tmp_path / "intaglio", None)
@@ -97,7 +99,7 @@ def test_a_side_takes_the_recipes_beside_it(tmp_path):
 
 @pytest.mark.parametrize("embed", [False, True])
 @pytest.mark.parametrize("name", RUNTIMES)
-def test_each_runtime_has_a_recipe(tmp_path, name, embed):
+def test_each_runtime_has_a_recipe(tmp_path: Path, name: str, embed: bool) -> None:
     recipe = modelfile.read(runtime_twice.write(name, tmp_path, embed=embed))
     assert (recipe.image.runtime, recipe.image.embed) == (name, embed)
     serves = servers.choose(Form("gguf" if recipe.image.source == "gguf" else "safetensors"), name)

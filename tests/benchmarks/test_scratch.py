@@ -9,7 +9,7 @@ from benchmarks import machine, scratch
 from benchmarks.program import ROOT
 
 
-def test_scratch_is_gone_afterwards_read_only_folders_and_links_included(tmp_path):
+def test_scratch_is_gone_afterwards_read_only_folders_and_links_included(tmp_path: Path) -> None:
     kept = tmp_path / "kept"
     kept.mkdir()
     (kept / "file").write_text("x")
@@ -24,13 +24,13 @@ def test_scratch_is_gone_afterwards_read_only_folders_and_links_included(tmp_pat
     assert (kept / "file").exists()
 
 
-def test_scratch_is_gone_after_an_error(tmp_path):
+def test_scratch_is_gone_after_an_error(tmp_path: Path) -> None:
     with pytest.raises(KeyError), scratch.folder(tmp_path) as place:
         raise KeyError("x")
     assert not place.exists()
 
 
-def test_scratch_is_gone_after_a_request_to_end(tmp_path):
+def test_scratch_is_gone_after_a_request_to_end(tmp_path: Path) -> None:
     code = (
         "import sys, time; from pathlib import Path; from benchmarks import scratch\n"
         "with scratch.folder(Path(sys.argv[1])) as place: print(place, flush=True); time.sleep(60)"
@@ -45,7 +45,7 @@ def test_scratch_is_gone_after_a_request_to_end(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_machine_is_described_without_its_name(tmp_path):
+def test_a_machine_is_described_without_its_name(tmp_path: Path) -> None:
     import socket
 
     facts = machine.describe(tmp_path)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from intaglio.recipe.program import names
 HERE = "=={}.{}.*".format(*sys.version_info)
 
 
-def test_a_linked_environment_finds_its_packages(tmp_path):
+def test_a_linked_environment_finds_its_packages(tmp_path: Path) -> None:
     python = interpreter.find(HERE)
     packages = tmp_path / "realised" / "lib" / "python{}.{}".format(*sys.version_info) / "site-packages"
     packages.mkdir(parents=True)
@@ -29,13 +30,13 @@ def test_a_linked_environment_finds_its_packages(tmp_path):
     assert done.stdout.split() == ["found", str(tmp_path / "env")]
 
 
-def test_what_the_sandbox_sees_stands_somewhere_outside():
+def test_what_the_sandbox_sees_stands_somewhere_outside() -> None:
     python = interpreter.find(HERE)
     assert Path(step.outside(python, python.executable_inside)).is_file()
     assert step.outside(python, "/bin/true") == "/bin/true"
 
 
-def test_a_clone_is_a_store_of_its_own(tmp_path):
+def test_a_clone_is_a_store_of_its_own(tmp_path: Path) -> None:
     original = Store.open(tmp_path / "original")
     digest = original.put(b"{}")
     copy = step.clone(original, tmp_path / "copy")
@@ -45,8 +46,8 @@ def test_a_clone_is_a_store_of_its_own(tmp_path):
     assert (copy.root / "environments").readlink() == original.root / "environments"
 
 
-def test_the_larger_allowance_counts():
-    def steps(bare, engine):
+def test_the_larger_allowance_counts() -> None:
+    def steps(bare: list[float], engine: list[float]) -> step.Steps:
         return step.Steps("x", {"bare": bare, "engine": engine})
 
     assert steps([100.0], [104.0]).met
@@ -55,8 +56,8 @@ def test_the_larger_allowance_counts():
     assert step.table([steps([10.0], [11.0])]).rows[0][3:] == ("1.100", "+1.00 s", "**no**", "")
 
 
-def test_a_page_keeps_the_rows_that_were_not_measured_now():
-    def row(title, seconds, date):
+def test_a_page_keeps_the_rows_that_were_not_measured_now() -> None:
+    def row(title: str, seconds: float, date: str) -> step.Steps:
         return step.Steps(title, {"bare": [1.0], "engine": [seconds]}, date)
 
     page = json.loads(json.dumps({"rows": [row(title, 1.0, "then").to_json() for title in ("other", "a", "b")]}))
@@ -69,7 +70,7 @@ def test_a_page_keeps_the_rows_that_were_not_measured_now():
 
 
 @pytest.mark.parametrize("name", steps.SAMPLES)
-def test_each_step_has_a_recipe_that_needs_it(tmp_path, name):
+def test_each_step_has_a_recipe_that_needs_it(tmp_path: Path, name: str) -> None:
     folder = steps.write(name, tmp_path)
     recipe = modelfile.read(folder)
     assert recipe.steps[name].uses == steps.SAMPLES[name].uses
@@ -77,14 +78,16 @@ def test_each_step_has_a_recipe_that_needs_it(tmp_path, name):
     assert all((folder / one.uri.removeprefix("file:")).exists() for one in recipe.inputs.values())
 
 
-def test_every_step_program_is_measured():
+def test_every_step_program_is_measured() -> None:
     assert {sample.uses for sample in steps.SAMPLES.values()} == set(names(ROOT / "builder" / "steps"))
 
 
-def test_steps_can_be_chosen(tmp_path, monkeypatch):
+def test_steps_can_be_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     measured = []
 
-    def measure(program, folder, name, place, rounds, note):
+    def measure(
+        program: Program, folder: Path, name: str, place: Path, rounds: int, note: Callable[[str], None]
+    ) -> dict[str, list[float]]:
         measured.append((folder.name, name, rounds))
         return {"bare": [1.0] * rounds, "engine": [1.0] * rounds}
 

@@ -1,16 +1,18 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from benchmarks import transport
 from benchmarks.transport import Row, Transport
 from tests import programs
 
 
-def row(what, ratio=1.0, peak=100.0):
+def row(what: str, ratio: float = 1.0, peak: float = 100.0) -> Row:
     return Row(what, 1.0, 2.0, ratio, peak)
 
 
-def test_only_ours_have_targets():
+def test_only_ours_have_targets() -> None:
     theirs = [row("crane push"), row("crane pull"), row("crane pull, then sync", ratio=9.0, peak=999.0)]
     good = Transport(4 << 20, (*map(row, transport.OURS), *theirs))
     assert good.met
@@ -21,7 +23,7 @@ def test_only_ours_have_targets():
 
 
 @pytest.mark.real
-def test_every_kind_is_measured_and_nothing_is_left(tmp_path):
+def test_every_kind_is_measured_and_nothing_is_left(tmp_path: Path) -> None:
     for program in (programs.crane, lambda: programs.docker_registry("trixie")):
         program()
     found = transport.compare(tmp_path / "work", 1 << 20, 1, lambda _: None)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 from benchmarks import machine, variants
@@ -28,7 +31,7 @@ SAME = Row(
 
 @pytest.mark.parametrize("base", ["smollm2", "tiny"])
 @pytest.mark.parametrize("variant", variants.variants(), ids=lambda variant: variant.name)
-def test_each_variant_is_a_recipe(tmp_path, base, variant):
+def test_each_variant_is_a_recipe(tmp_path: Path, base: str, variant: variants.Variant) -> None:
     bench = variants.Bench.__new__(variants.Bench)
     bench._base = base
     for gguf in {False, variant.gguf}:
@@ -38,7 +41,7 @@ def test_each_variant_is_a_recipe(tmp_path, base, variant):
         assert recipe.image.source == ("gguf" if gguf else variant.source)
 
 
-def test_every_method_and_strategy_has_a_row():
+def test_every_method_and_strategy_has_a_row() -> None:
     program = load("finetune", ROOT / "builder")
     text = "".join(variant.steps for variant in variants.TRAINING)
     for name in ("method", "parallel"):
@@ -46,7 +49,7 @@ def test_every_method_and_strategy_has_a_row():
             assert f'{name} = "{choice}"' in text or choice == "none"
 
 
-def test_a_row_says_what_differs():
+def test_a_row_says_what_differs() -> None:
     assert SAME.same
     assert SAME.good
     assert SAME.cells()[:4] == ("full", "yes", "1.0 / 2.0", "3 MiB")
@@ -64,7 +67,7 @@ def test_a_row_says_what_differs():
         (Load("yes", declared=False), "yes (**no**: the server does not say that it does)"),
     ],
 )
-def test_what_does_not_load_as_it_is_declared_fails_the_page(load, said):
+def test_what_does_not_load_as_it_is_declared_fails_the_page(load: Load, said: str) -> None:
     row = replace(SAME, loads={**SAME.loads, "vllm": load})
     assert row.same
     assert not row.good
@@ -72,7 +75,7 @@ def test_what_does_not_load_as_it_is_declared_fails_the_page(load, said):
     assert not variants.report([SAME, row], variants.SMOLLM2, {}).passed
 
 
-def test_what_is_declared_is_read_from_the_image_itself(tmp_path):
+def test_what_is_declared_is_read_from_the_image_itself(tmp_path: Path) -> None:
     config = {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}
     config["quantization_config"]["bnb_4bit_quant_type"] = "nf4"
     for name, files, expected in (
@@ -87,12 +90,13 @@ def test_what_is_declared_is_read_from_the_image_itself(tmp_path):
         assert found == expected
 
 
-def made(rows, base=variants.SMOLLM2):
+def made(rows: Sequence[Row], base: str = variants.SMOLLM2) -> dict[str, Any]:
     """The page of ``rows``, as it is read again."""
-    return json.loads(json.dumps(variants.report(rows, base, {}).data))
+    page: dict[str, Any] = json.loads(json.dumps(variants.report(rows, base, {}).data))
+    return page
 
 
-def test_a_row_is_read_again_as_it_was_written():
+def test_a_row_is_read_again_as_it_was_written() -> None:
     failed = Row.failed(variants.TRAINING[1], ProgramFailed("x"), "2020-01-02")
     page = made([SAME, failed])
     assert variants.kept(page, variants.SMOLLM2) == {"full": SAME, "LoRA": failed}
@@ -105,22 +109,22 @@ class Rows(variants.Bench):
 
     bad = "DoRA"
 
-    def __init__(self, place, base, note):
+    def __init__(self, place: Path, base: str, note: Callable[[str], None]) -> None:
         pass
 
-    def row(self, variant, date, *, serving):
+    def row(self, variant: variants.Variant, date: str, *, serving: bool) -> Row:
         if variant.name == self.bad:
             raise ProgramFailed("error: no")
         return replace(SAME, name=variant.name, date=date)
 
 
 @pytest.fixture
-def page(tmp_path, monkeypatch):
+def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, list[tuple[str, bool]]]]:
     """A run of some variants into one folder; it returns the exit status and the page's rows, by variant."""
     monkeypatch.setattr(variants, "Bench", Rows)
     monkeypatch.setattr(machine, "describe", lambda _: {"date": "2030-01-01"})
 
-    def run(*arguments):
+    def run(*arguments: str) -> tuple[int, list[tuple[str, bool]]]:
         output = tmp_path / "proof"
         status = variants.main([*arguments, "--output", str(output), "--scratch", str(tmp_path / "scratch")])
         rows = json.loads((output / "variants.json").read_text(encoding="utf-8"))["rows"]
@@ -130,7 +134,11 @@ def page(tmp_path, monkeypatch):
     return run
 
 
-def test_a_page_is_made_in_several_runs(page, capsys, monkeypatch):
+def test_a_page_is_made_in_several_runs(
+    page: Callable[..., tuple[int, list[tuple[str, bool]]]],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     assert page("--only", "LoRA") == (0, [("LoRA", True)])
     assert page("--only", "full") == (0, [("full", True), ("LoRA", True)])
     assert page("--only", "DoRA") == (1, [("full", True), ("LoRA", True), ("DoRA", False)])
@@ -144,7 +152,7 @@ def test_a_page_is_made_in_several_runs(page, capsys, monkeypatch):
     assert page("--tiny", "--only", "LoRA") == (0, [("LoRA", True)])
 
 
-def test_a_variant_that_fails_is_a_row_that_says_why():
+def test_a_variant_that_fails_is_a_row_that_says_why() -> None:
     row = Row.failed(
         variants.TRAINING[0], ProgramFailed("intaglio build: exit status 31\nerror: step tune: too large\nhint: x")
     )
@@ -153,7 +161,7 @@ def test_a_variant_that_fails_is_a_row_that_says_why():
     assert len(row.cells()) == len(variants.COLUMNS)
 
 
-def test_the_last_event_of_a_run_is_read(tmp_path):
+def test_the_last_event_of_a_run_is_read(tmp_path: Path) -> None:
     (tmp_path / "logs").mkdir()
     lines = [{"event": "started"}, {"event": "ended", "seconds": 1.5, "peak_memory": 7}]
     (tmp_path / "logs" / "k.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))

@@ -6,6 +6,7 @@ import json
 import platform
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -40,7 +41,7 @@ def action(**change: object) -> Action:
     return replace(made, **change)  # type: ignore[arg-type]
 
 
-def test_golden():
+def test_golden() -> None:
     """A change of this document rebuilds everybody's everything: it needs a new version in ``type``."""
     assert action().preimage.decode() == VECTOR["preimage"]
     assert str(action().key) == VECTOR["key"]
@@ -49,11 +50,11 @@ def test_golden():
     assert document["type"] == ACTION_TYPE == "https://intaglio.dev/action/v1"
 
 
-def test_the_key_is_the_digest_of_the_preimage():
+def test_the_key_is_the_digest_of_the_preimage() -> None:
     assert action().key == ActionKey(Digest.of(action().preimage).value)
 
 
-def test_orders_that_mean_nothing_change_nothing():
+def test_orders_that_mean_nothing_change_nothing() -> None:
     backwards = action(
         parameters=dict(reversed(action().parameters.items())),
         inputs=dict(reversed(list(action().inputs.items()))),
@@ -80,11 +81,11 @@ def test_orders_that_mean_nothing_change_nothing():
         {"environment": determinism(1)},
     ],
 )
-def test_everything_in_it_tells(change):
+def test_everything_in_it_tells(change: dict[str, Any]) -> None:
     assert action(**change).key != action().key
 
 
-def test_threads_are_the_only_knob_of_the_environment():
+def test_threads_are_the_only_knob_of_the_environment() -> None:
     one, two = determinism(1), determinism(2)
     assert {name for name in two if one[name] != two[name]} == {"OMP_NUM_THREADS", "MKL_NUM_THREADS"}
     assert two["PYTHONHASHSEED"] == "0"
@@ -95,7 +96,7 @@ def test_threads_are_the_only_knob_of_the_environment():
 # --- the platform ----------------------------------------------------------------------------------------------------
 
 
-def test_the_platform_class_is_hardware_alone(monkeypatch):
+def test_the_platform_class_is_hardware_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert platform_class() in ("linux/amd64/v3", "linux/arm64/v8")
     monkeypatch.setattr(platform, "machine", lambda: "AArch64")
     assert platform_class() == "linux/arm64/v8"
@@ -107,14 +108,14 @@ def test_the_platform_class_is_hardware_alone(monkeypatch):
 # --- differences -----------------------------------------------------------------------------------------------------
 
 
-def test_the_first_differing_leaf_is_the_reason():
+def test_the_first_differing_leaf_is_the_reason() -> None:
     old = json.loads(action().preimage)
     new = json.loads(action(parameters={**action().parameters, "learning_rate": 1e-4}).preimage)
     assert list(differences(old, new)) == [Difference("parameters.learning_rate", 2e-4, 1e-4)]
     assert list(differences(old, old)) == []
 
 
-def test_what_is_not_there_is_none_and_lists_are_leaves():
+def test_what_is_not_there_is_none_and_lists_are_leaves() -> None:
     found = list(differences({"a": 1, "b": {"c": [1, 2]}, "d": {}}, {"b": {"c": [1, 3], "e": "x"}, "d": 5}))
     assert found == [
         Difference("a", 1, None),
@@ -124,7 +125,7 @@ def test_what_is_not_there_is_none_and_lists_are_leaves():
     ]
 
 
-def test_a_type_that_changes_is_a_difference():
+def test_a_type_that_changes_is_a_difference() -> None:
     assert list(differences({"a": {"b": 1}}, {"a": [1]})) == [Difference("a", {"b": 1}, [1])]
     assert list(differences({"a": True}, {"a": 1})) == [Difference("a", True, 1)]
 
@@ -139,7 +140,7 @@ DOCUMENTS = st.recursive(
 
 @settings(deadline=None)
 @given(DOCUMENTS, DOCUMENTS)
-def test_there_is_a_difference_exactly_when_documents_differ(old, new):
+def test_there_is_a_difference_exactly_when_documents_differ(old: Any, new: Any) -> None:
     found = list(differences(old, new))
     assert bool(found) == (strictjson.canonical(old) != strictjson.canonical(new))
     assert [one.path for one in found] == [one.path for one in differences(new, old)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from intaglio.content.tree import File
 from intaglio.digest import ActionKey, Digest
 from intaglio.errors import CorruptContent, Untrusted, VerificationError
 from intaglio.trust.cosign import Referrer, bundle_referrer
+from intaglio.trust.key import PrivateKey
 from intaglio.trust.signature import sign_bundle
 from intaglio.trust.statement import COSIGN_SIGN, PROVENANCE, Dependency, cosign_statement
 
@@ -70,7 +72,7 @@ def test_licences_are_said_only_where_there_are_some(output: Descriptor) -> None
     assert said(replace(ABOUT, licences={"input:data": "MIT"}))["licences"] == {"input:data": "MIT"}
 
 
-def test_golden(output):
+def test_golden(output: Descriptor) -> None:
     """With the same keys the same bytes, on any machine and day."""
     made = claim.make(action(), output, ABOUT, BUILDER)
     assert made.manifest == (VECTORS / "claim-manifest.json").read_bytes()
@@ -79,7 +81,7 @@ def test_golden(output):
     assert statement(bundle) == json.loads((VECTORS / "claim-statement.json").read_bytes())
 
 
-def test_it_is_slsa_provenance_of_everything_that_went_in(output):
+def test_it_is_slsa_provenance_of_everything_that_went_in(output: Descriptor) -> None:
     (bundle,) = [blob for blob in claim.make(action(), output, ABOUT, BUILDER).blobs if blob != b"{}"]
     said = statement(bundle)
     build = said["predicate"]["buildDefinition"]
@@ -100,7 +102,7 @@ def test_it_is_slsa_provenance_of_everything_that_went_in(output):
     assert set(said["predicate"]["runDetails"]) == {"builder"}, "no time, no invocation, no host"
 
 
-def test_a_recipes_own_step_has_a_build_type_without_its_dot(output):
+def test_a_recipes_own_step_has_a_build_type_without_its_dot(output: Descriptor) -> None:
     made = claim.make(action(), output, replace(ABOUT, uses="./own"), BUILDER)
     (bundle,) = [blob for blob in made.blobs if blob != b"{}"]
     assert statement(bundle)["predicate"]["buildDefinition"]["buildType"] == "https://intaglio.dev/buildtypes/own/v1"
@@ -109,7 +111,7 @@ def test_a_recipes_own_step_has_a_build_type_without_its_dot(output):
 # --- finding ---------------------------------------------------------------------------------------------------------
 
 
-def test_what_was_recorded_is_found_and_its_preimage_kept(store, output):
+def test_what_was_recorded_is_found_and_its_preimage_kept(store: Store, output: Descriptor) -> None:
     made = claim.record(store, action(), output, ABOUT, BUILDER)
     assert claim.find(store, action().key, [BUILDER.public]) == (made,)
     assert (made.action, made.subject) == (action().key, output.digest)
@@ -124,11 +126,11 @@ def put(store: Store, referrer: Referrer) -> Digest:
     return store.put_referrer(referrer.manifest, referrer.blobs)
 
 
-def honest(output: Descriptor, key=BUILDER, **change: object) -> bytes:
+def honest(output: Descriptor, key: PrivateKey = BUILDER, **change: object) -> bytes:
     return next(blob for blob in claim.make(action(**change), output, ABOUT, key).blobs if blob != b"{}")
 
 
-def test_another_builders_claim_is_passed_over(store, output):
+def test_another_builders_claim_is_passed_over(store: Store, output: Descriptor) -> None:
     put(store, claim.make(action(), output, ABOUT, STRANGER))
     assert claim.find(store, action().key, [BUILDER.public]) == ()
     assert len(claim.find(store, action().key, [BUILDER.public, STRANGER.public])) == 1
@@ -137,7 +139,7 @@ def test_another_builders_claim_is_passed_over(store, output):
     assert claim.find(store, action().key, [BUILDER.public]) == (ours,)
 
 
-def test_a_claim_about_another_action_is_passed_over(store, output):
+def test_a_claim_about_another_action_is_passed_over(store: Store, output: Descriptor) -> None:
     """The annotation that the index believes says this action; what is signed says another."""
     bundle = honest(output, platform="linux/arm64/v8")
     put(store, bundle_referrer(output, bundle, PROVENANCE, {ACTION: str(action().key)}))
@@ -145,7 +147,7 @@ def test_a_claim_about_another_action_is_passed_over(store, output):
     assert claim.find(store, action().key, [BUILDER.public]) == ()
 
 
-def test_a_claim_moved_to_another_output_is_passed_over(store, output):
+def test_a_claim_moved_to_another_output_is_passed_over(store: Store, output: Descriptor) -> None:
     evil = Descriptor(MANIFEST_TYPE, store.put(b'{"evil":1}'), 10)
     digest = put(store, bundle_referrer(evil, honest(output), PROVENANCE, {ACTION: str(action().key)}))
     with pytest.raises(CorruptContent, match="another subject"):
@@ -153,7 +155,7 @@ def test_a_claim_moved_to_another_output_is_passed_over(store, output):
     assert claim.find(store, action().key, [BUILDER.public]) == ()
 
 
-def edited(bundle: bytes, change) -> bytes:
+def edited(bundle: bytes, change: Callable[[dict[str, Any]], None]) -> bytes:
     document = json.loads(bundle)
     said = json.loads(base64.b64decode(document["dsseEnvelope"]["payload"]))
     change(said)
@@ -174,7 +176,9 @@ def rekey(said: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("change", [move, unbox, rekey])
-def test_an_edited_payload_is_passed_over(store, output, change):
+def test_an_edited_payload_is_passed_over(
+    store: Store, output: Descriptor, change: Callable[[dict[str, Any]], None]
+) -> None:
     forged = edited(honest(output), change)
     subject = Descriptor(MANIFEST_TYPE, Digest.of(b"evil"), 4) if change is move else output
     digest = put(store, bundle_referrer(subject, forged, PROVENANCE, {ACTION: str(action().key)}))
@@ -183,7 +187,7 @@ def test_an_edited_payload_is_passed_over(store, output, change):
     assert claim.find(store, action().key, [BUILDER.public]) == ()
 
 
-def test_a_statement_that_is_no_provenance_is_passed_over(store, output):
+def test_a_statement_that_is_no_provenance_is_passed_over(store: Store, output: Descriptor) -> None:
     bundle = sign_bundle(cosign_statement(output.digest).payload(), BUILDER)
     put(store, bundle_referrer(output, bundle, COSIGN_SIGN, {ACTION: str(action().key)}))
     assert claim.find(store, action().key, [BUILDER.public]) == ()
@@ -191,7 +195,7 @@ def test_a_statement_that_is_no_provenance_is_passed_over(store, output):
 
 @pytest.mark.parametrize("lost", ["bundle", "manifest"])
 @pytest.mark.parametrize("how", ["gone", "garbage", "truncated"])
-def test_a_damaged_claim_is_passed_over(store, output, lost, how):
+def test_a_damaged_claim_is_passed_over(store: Store, output: Descriptor, lost: str, how: str) -> None:
     made = claim.record(store, action(), output, ABOUT, BUILDER)
     path = store.path(made.manifest if lost == "manifest" else Digest.of(made.bundle))
     data = path.read_bytes()
@@ -204,7 +208,7 @@ def test_a_damaged_claim_is_passed_over(store, output, lost, how):
     assert claim.record(store, action(), output, ABOUT, BUILDER) == made, "recording it again heals it"
 
 
-def test_a_manifest_of_two_layers_is_no_claim(store, output):
+def test_a_manifest_of_two_layers_is_no_claim(store: Store, output: Descriptor) -> None:
     honest_one = bundle_referrer(output, honest(output), PROVENANCE, {ACTION: str(action().key)})
     document = json.loads(honest_one.manifest)
     document["layers"] *= 2

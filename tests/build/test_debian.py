@@ -13,7 +13,9 @@ from intaglio.build import debian
 from intaglio.errors import CorruptContent
 
 
-def member(name: str, data: bytes | None = b"", *, link: str | None = None, kind: bytes = b"", mode: int = 0o644):
+def member(
+    name: str, data: bytes | None = b"", *, link: str | None = None, kind: bytes = b"", mode: int = 0o644
+) -> tuple[tarfile.TarInfo, bytes]:
     info = tarfile.TarInfo(name)
     info.mode = mode
     if link is not None:

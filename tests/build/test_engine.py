@@ -46,7 +46,7 @@ def span(shop: Workshop, key: str) -> tuple[float, float]:
 # --- what is built again ---------------------------------------------------------------------------------------------
 
 
-def test_a_second_build_runs_nothing_and_gives_the_same(shop):
+def test_a_second_build_runs_nothing_and_gives_the_same(shop: Workshop) -> None:
     shop.chain("one", "two")
     first = shop.built()
     assert [step["status"] for step in first["steps"]] == ["built"] * 3
@@ -59,7 +59,7 @@ def test_a_second_build_runs_nothing_and_gives_the_same(shop):
     assert shop.model(again["image"]) == b"what the model is made of\none\ntwo\n"
 
 
-def test_a_comment_in_the_recipe_rebuilds_nothing(shop):
+def test_a_comment_in_the_recipe_rebuilds_nothing(shop: Workshop) -> None:
     shop.chain("one", "two")
     first = shop.built()
     path = shop.recipe / "Modelfile.toml"
@@ -69,7 +69,7 @@ def test_a_comment_in_the_recipe_rebuilds_nothing(shop):
     assert again["image"] == first["image"]
 
 
-def test_another_version_of_the_engine_rebuilds_nothing(shop):
+def test_another_version_of_the_engine_rebuilds_nothing(shop: Workshop) -> None:
     shop.chain("one", "two")
     first = shop.built()
     code = "import sys, intaglio; intaglio.__version__ = '99.0'; from intaglio.cli import main; main()"
@@ -80,7 +80,7 @@ def test_another_version_of_the_engine_rebuilds_nothing(shop):
     assert again["image"] == first["image"]
 
 
-def test_the_version_stands_nowhere_in_the_store(shop):
+def test_the_version_stands_nowhere_in_the_store(shop: Workshop) -> None:
     """Another engine's build gives the same bytes: nothing that is kept says who made it."""
     shop.chain("one", "two")
     shop.built()
@@ -96,7 +96,7 @@ def test_the_version_stands_nowhere_in_the_store(shop):
     assert names <= others, "and what the toolchain is made of, which this store did not have"
 
 
-def test_the_place_of_the_store_and_of_the_recipe_rebuild_nothing(shop):
+def test_the_place_of_the_store_and_of_the_recipe_rebuild_nothing(shop: Workshop) -> None:
     shop.chain("one", "two")
     first = shop.built()
     (shop.root / "elsewhere").mkdir()
@@ -109,7 +109,7 @@ def test_the_place_of_the_store_and_of_the_recipe_rebuild_nothing(shop):
     assert again["image"] == first["image"]
 
 
-def test_renaming_a_step_or_relabelling_the_image_runs_no_step(shop):
+def test_renaming_a_step_or_relabelling_the_image_runs_no_step(shop: Workshop) -> None:
     shop.chain("one", "two")
     shop.built()
     shop.edit("Modelfile.toml", "[steps.one]", "[steps.first]")
@@ -118,7 +118,7 @@ def test_renaming_a_step_or_relabelling_the_image_runs_no_step(shop):
     assert shop.statuses() == {"first": "cached", "two": "cached", "image": "built"}
 
 
-def test_limits_do_not_rebuild_but_threads_do(shop):
+def test_limits_do_not_rebuild_but_threads_do(shop: Workshop) -> None:
     shop.one(COPY, limits='{ memory = "64MiB", time = "30s", processes = 16, disk = "1MiB" }')
     shop.built()
     shop.edit("Modelfile.toml", '"64MiB", time = "30s", processes = 16', '"99MiB", time = "31s", processes = 17')
@@ -129,7 +129,7 @@ def test_limits_do_not_rebuild_but_threads_do(shop):
     assert [one["path"] for one in differences] == ["environment.MKL_NUM_THREADS", "environment.OMP_NUM_THREADS"]
 
 
-def test_a_parameter_rebuilds_its_step_and_what_follows_and_explain_names_it(shop):
+def test_a_parameter_rebuilds_its_step_and_what_follows_and_explain_names_it(shop: Workshop) -> None:
     shop.step("one", COPY)
     shop.step("two", 'write(read("source") + str(given["rate"]).encode())', parameters={"rate": "0.5"})
     shop.step("three", COPY)
@@ -170,7 +170,7 @@ def test_a_parameter_rebuilds_its_step_and_what_follows_and_explain_names_it(sho
     assert set(shop.statuses().values()) == {"cached"}, "going back finds the claims of the first build"
 
 
-def test_one_line_of_a_step_program_rebuilds_its_users_only(shop):
+def test_one_line_of_a_step_program_rebuilds_its_users_only(shop: Workshop) -> None:
     shop.step("shipped", COPY, shipped=True)
     shop.step("own", COPY)
     shop.write(
@@ -204,7 +204,7 @@ def test_one_line_of_a_step_program_rebuilds_its_users_only(shop):
     assert paths == ["program (shipped)"]
 
 
-def test_an_upstream_change_that_gives_the_same_bytes_runs_nothing_below(shop):
+def test_an_upstream_change_that_gives_the_same_bytes_runs_nothing_below(shop: Workshop) -> None:
     shop.step("one", COPY, parameters={"ignored": "1.0"})
     shop.step("two", COPY)
     shop.write(
@@ -225,7 +225,7 @@ def test_an_upstream_change_that_gives_the_same_bytes_runs_nothing_below(shop):
     assert shop.statuses() == {"one": "built", "two": "cached", "image": "cached"}
 
 
-def test_what_the_image_does_not_need_is_not_run(shop):
+def test_what_the_image_does_not_need_is_not_run(shop: Workshop) -> None:
     shop.chain("one", "two")
     shop.step("wrong", "sys.exit(1)")
     path = shop.recipe / "Modelfile.toml"
@@ -239,7 +239,7 @@ def test_what_the_image_does_not_need_is_not_run(shop):
 # --- what is lost is made again --------------------------------------------------------------------------------------
 
 
-def test_a_lost_output_is_built_again(shop):
+def test_a_lost_output_is_built_again(shop: Workshop) -> None:
     shop.chain("one", "two")
     first = shop.built()
     for layer in shop.store.tree(Digest(output(first, "two"))).files:
@@ -254,7 +254,7 @@ def test_a_lost_output_is_built_again(shop):
     assert shop.run("verify", "tests/shop:1.0.0").ok()
 
 
-def test_a_lost_manifest_of_an_output_is_built_again(shop):
+def test_a_lost_manifest_of_an_output_is_built_again(shop: Workshop) -> None:
     shop.chain("one", "two")
     first = shop.built()
     shop.store.path(Digest(output(first, "two"))).unlink()
@@ -265,7 +265,7 @@ def test_a_lost_manifest_of_an_output_is_built_again(shop):
 
 
 @pytest.mark.parametrize("how", ["gone", "flipped"])
-def test_lost_documents_are_made_again(shop, how):
+def test_lost_documents_are_made_again(shop: Workshop, how: str) -> None:
     """Every manifest, config, claim and signature that a build made: each in turn is made anew, the same."""
     shop.one(COPY)
     first = shop.built()
@@ -287,7 +287,7 @@ def test_lost_documents_are_made_again(shop, how):
 
 
 @pytest.mark.parametrize("damage", ["truncated", "grown", "empty"])
-def test_an_output_of_the_wrong_size_is_built_again(shop, damage):
+def test_an_output_of_the_wrong_size_is_built_again(shop: Workshop, damage: str) -> None:
     shop.chain("make")
     first = shop.built()
     blob = shop.store.path(shop.store.tree(Digest(output(first, "make"))).files[0].digest)
@@ -301,7 +301,7 @@ def test_an_output_of_the_wrong_size_is_built_again(shop, damage):
     assert shop.run("verify", "tests/shop:1.0.0").ok()
 
 
-def test_a_flipped_bit_reaches_no_step(shop):
+def test_a_flipped_bit_reaches_no_step(shop: Workshop) -> None:
     shop.chain("one", "two")
     first = shop.built()
     blob = shop.store.path(shop.store.tree(Digest(output(first, "one"))).files[0].digest)
@@ -320,7 +320,7 @@ def test_a_flipped_bit_reaches_no_step(shop):
     assert shop.run("verify", "tests/shop:1.0.0").ok()
 
 
-def test_a_lost_index_is_made_again(shop):
+def test_a_lost_index_is_made_again(shop: Workshop) -> None:
     shop.chain("one", "two")
     first = shop.built()
     for path in (shop.home / "store").glob("index.sqlite*"):
@@ -330,7 +330,7 @@ def test_a_lost_index_is_made_again(shop):
     assert again["image"] == first["image"]
 
 
-def test_a_lost_index_json_loses_names_only(shop):
+def test_a_lost_index_json_loses_names_only(shop: Workshop) -> None:
     shop.one(COPY)
     first = shop.built()
     (shop.home / "store" / "index.json").unlink()
@@ -366,7 +366,7 @@ def forge(shop: Workshop, answer: dict[str, Any], *, edit_only: bool) -> Digest:
 
 
 @pytest.mark.parametrize("edit_only", [False, True], ids=["strange-key", "edited-payload"])
-def test_a_poisoned_claim_is_not_believed(shop, edit_only):
+def test_a_poisoned_claim_is_not_believed(shop: Workshop, edit_only: bool) -> None:
     shop.one(COPY)
     first = shop.built()
     (shop.recipe / "evil.txt").write_text("evil\n")
@@ -377,7 +377,7 @@ def test_a_poisoned_claim_is_not_believed(shop, edit_only):
     assert str(evil) not in json.dumps(again)
 
 
-def test_claims_of_a_builder_outside_the_policy_are_not_believed(shop):
+def test_claims_of_a_builder_outside_the_policy_are_not_believed(shop: Workshop) -> None:
     shop.one(COPY)
     first = shop.built()
     (shop.home / "keys").rename(shop.root / "old keys")
@@ -389,7 +389,7 @@ def test_claims_of_a_builder_outside_the_policy_are_not_believed(shop):
     assert shop.run("verify", "tests/shop:1.0.0").ok()
 
 
-def test_two_builds_with_the_same_keys_keep_the_same_bytes(shop):
+def test_two_builds_with_the_same_keys_keep_the_same_bytes(shop: Workshop) -> None:
     shop.chain("one", "two")
     first = shop.built()
     blobs = {path.name for path in (shop.home / "store/blobs/sha256").iterdir()}
@@ -409,7 +409,7 @@ def test_two_builds_with_the_same_keys_keep_the_same_bytes(shop):
 # --- side by side ----------------------------------------------------------------------------------------------------
 
 
-def test_two_builds_at_once_run_each_action_once(shop):
+def test_two_builds_at_once_run_each_action_once(shop: Workshop) -> None:
     """Each run of a step would give other bytes here, and so another claim."""
     shop.step("one", "import time; time.sleep(0.5); write(os.urandom(8).hex())")
     shop.step("two", 'write(read("source") + os.urandom(8).hex().encode())')
@@ -456,7 +456,7 @@ inputs = { left = "left", right = "right" }
 
 
 @pytest.mark.parametrize("cores", [1, 2])
-def test_independent_steps_run_side_by_side_within_the_cores(shop, cores):
+def test_independent_steps_run_side_by_side_within_the_cores(shop: Workshop, cores: int) -> None:
     if len(os.sched_getaffinity(0)) < cores:
         pytest.skip("this machine has one core")
     for name in ("left", "right"):
@@ -472,7 +472,7 @@ def test_independent_steps_run_side_by_side_within_the_cores(shop, cores):
     assert span(shop, key(answer, "join"))[0] >= max(end for _, end in spans)
 
 
-def test_a_failing_step_does_not_undo_the_one_beside_it(shop):
+def test_a_failing_step_does_not_undo_the_one_beside_it(shop: Workshop) -> None:
     shop.step("left", 'import time; time.sleep(0.4); write("left")')
     shop.step("right", "sys.exit(1)")
     shop.step("join", 'write(read("left") + read("right"))', inputs=("left", "right"))
@@ -489,7 +489,7 @@ def test_a_failing_step_does_not_undo_the_one_beside_it(shop):
 # --- crashes ---------------------------------------------------------------------------------------------------------
 
 
-def test_killed_at_any_moment_the_store_is_whole_and_the_next_build_finishes(shop):
+def test_killed_at_any_moment_the_store_is_whole_and_the_next_build_finishes(shop: Workshop) -> None:
     shop.chain("one", "two", "three")
     started = time.monotonic()
     right = shop.built()["image"]
@@ -522,7 +522,7 @@ def running_inside(shop: Workshop) -> list[str]:
     return found
 
 
-def test_what_a_crash_left_is_swept_by_a_later_build(shop):
+def test_what_a_crash_left_is_swept_by_a_later_build(shop: Workshop) -> None:
     shop.one("import time; time.sleep(30)")
     process = shop.start("build")
     tmp = shop.home / "store" / "tmp"
@@ -542,7 +542,7 @@ def test_what_a_crash_left_is_swept_by_a_later_build(shop):
     assert list(tmp.iterdir()) == []
 
 
-def test_a_step_may_be_called_as_the_assembly_is(shop):
+def test_a_step_may_be_called_as_the_assembly_is(shop: Workshop) -> None:
     shop.chain("image")
     assert [step["name"] for step in shop.built()["steps"]] == ["image", IMAGE_STEP]
     assert shop.run("verify", "tests/shop:1.0.0").ok()

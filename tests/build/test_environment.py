@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, NoReturn
 
 import pytest
 from tests import wheelhouse
@@ -73,7 +74,9 @@ def contents(folder: Path) -> dict[str, bytes | str]:
     }
 
 
-def test_modules_scripts_and_the_prefix_work_inside_the_sandbox(tmp_path, store, python):
+def test_modules_scripts_and_the_prefix_work_inside_the_sandbox(
+    tmp_path: Path, store: Store, python: Interpreter
+) -> None:
     folder = environment.realise(tools(tmp_path, store, tiny(tmp_path)), store, python)
     code = "import sys, tiny; print(sys.prefix, tiny.ANSWER, tiny.__file__); print(sys.path)"
     said = run_inside(folder, python, tmp_path, "/env/bin/python", "-c", code)
@@ -82,7 +85,9 @@ def test_modules_scripts_and_the_prefix_work_inside_the_sandbox(tmp_path, store,
     assert run_inside(folder, python, tmp_path, "/env/bin/tiny-main") == "script 42\n"
 
 
-def test_it_is_read_only_and_made_once(tmp_path, store, python, monkeypatch):
+def test_it_is_read_only_and_made_once(
+    tmp_path: Path, store: Store, python: Interpreter, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tool = tools(tmp_path, store, tiny(tmp_path))
     folder = environment.realise(tool, store, python)
     assert folder == environment.folder_of(tool, store, python)
@@ -95,7 +100,7 @@ def test_it_is_read_only_and_made_once(tmp_path, store, python, monkeypatch):
     assert environment.realise(tool, store, python) == folder
 
 
-def test_the_same_bytes_in_every_store(tmp_path, store, python):
+def test_the_same_bytes_in_every_store(tmp_path: Path, store: Store, python: Interpreter) -> None:
     other = Store.open(tmp_path / "elsewhere" / "store")
     wheel = tiny(tmp_path)
     first = environment.realise(tools(tmp_path, store, wheel), store, python)
@@ -104,7 +109,7 @@ def test_the_same_bytes_in_every_store(tmp_path, store, python):
     assert any(place.endswith(".pyc") for place in contents(first))
 
 
-def test_toolchains_share_the_wheels_they_have_in_common(tmp_path, store, python):
+def test_toolchains_share_the_wheels_they_have_in_common(tmp_path: Path, store: Store, python: Interpreter) -> None:
     extra = wheelhouse.wheel(tmp_path / "links", "extra", "1.0", {"extra.py": b""})
     one = environment.realise(tools(tmp_path, store, tiny(tmp_path)), store, python)
     two = environment.realise(tools(tmp_path, store, tiny(tmp_path), extra, name="more"), store, python)
@@ -114,7 +119,9 @@ def test_toolchains_share_the_wheels_they_have_in_common(tmp_path, store, python
     assert (two / SITE / "extra.py").exists()
 
 
-def test_where_two_wheels_have_one_path_the_later_stands_and_the_first_is_unharmed(tmp_path, store, python):
+def test_where_two_wheels_have_one_path_the_later_stands_and_the_first_is_unharmed(
+    tmp_path: Path, store: Store, python: Interpreter
+) -> None:
     first = wheelhouse.wheel(tmp_path / "links", "aaa", "1.0", {"shared.py": b"WHO = 'aaa'\n"})
     second = wheelhouse.wheel(tmp_path / "links", "bbb", "1.0", {"shared.py": b"WHO = 'bbb'\n"})
     both = environment.realise(tools(tmp_path, store, first, second, name="both"), store, python)
@@ -123,7 +130,7 @@ def test_where_two_wheels_have_one_path_the_later_stands_and_the_first_is_unharm
     assert (alone / SITE / "shared.py").read_bytes() == b"WHO = 'aaa'\n"
 
 
-def test_a_wheel_that_is_not_in_the_store_is_named(tmp_path, store, python):
+def test_a_wheel_that_is_not_in_the_store_is_named(tmp_path: Path, store: Store, python: Interpreter) -> None:
     wheel = tiny(tmp_path)
     tool = toolchain.load(wheelhouse.lock(tmp_path / "tools", [wheel], python=THIS))
     with pytest.raises(NotVerifiable, match=r"tiny-1\.0-py3-none-any\.whl"):
@@ -131,7 +138,9 @@ def test_a_wheel_that_is_not_in_the_store_is_named(tmp_path, store, python):
 
 
 @pytest.mark.parametrize("kind", ["escape", "garbage"])
-def test_a_bad_wheel_is_refused_and_nothing_is_left(tmp_path, store, python, kind):
+def test_a_bad_wheel_is_refused_and_nothing_is_left(
+    tmp_path: Path, store: Store, python: Interpreter, kind: str
+) -> None:
     bad = wheelhouse.wheel(tmp_path / "links", "bad", "1.0", {"../../../../evil": b"evil"})
     if kind == "garbage":
         bad.write_bytes(b"no wheel at all")
@@ -143,20 +152,22 @@ def test_a_bad_wheel_is_refused_and_nothing_is_left(tmp_path, store, python, kin
     assert not list(tmp_path.rglob("evil"))
 
 
-def test_an_interpreter_of_another_version_is_refused(tmp_path, store, python):
+def test_an_interpreter_of_another_version_is_refused(tmp_path: Path, store: Store, python: Interpreter) -> None:
     tool = toolchain.load(wheelhouse.lock(tmp_path / "tools", [tiny(tmp_path)], python="3.99"))
     with pytest.raises(MachineError, match=r"is for Python ==3\.99\.\*"):
         environment.realise(tool, store, python)
 
 
-def test_another_host_gets_an_environment_of_its_own(tmp_path, store, python):
+def test_another_host_gets_an_environment_of_its_own(tmp_path: Path, store: Store, python: Interpreter) -> None:
     tool = tools(tmp_path, store, tiny(tmp_path))
     host = {**python.host, "libc": "sha256:" + "0" * 64}
     other = Interpreter(python.version, python.executable_inside, python.mounts, python.environment, host)
     assert environment.folder_of(tool, store, other) != environment.folder_of(tool, store, python)
 
 
-def test_what_another_interpreter_compiled_is_in_no_environment(tmp_path, store, python):
+def test_what_another_interpreter_compiled_is_in_no_environment(
+    tmp_path: Path, store: Store, python: Interpreter
+) -> None:
     """The other one is this one, but for a mark on all bytecode that it makes."""
     (tmp_path / "marking").mkdir()
     program = tmp_path / "marking" / "python"
@@ -178,12 +189,14 @@ def test_what_another_interpreter_compiled_is_in_no_environment(tmp_path, store,
     assert contents(environment.realise(tool, store, python)) == alone
 
 
-def test_two_at_once_unpack_once(tmp_path, store, python, monkeypatch):
+def test_two_at_once_unpack_once(
+    tmp_path: Path, store: Store, python: Interpreter, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tool = tools(tmp_path, store, tiny(tmp_path))
     runs = []
     real = sandbox.run
 
-    def counted(*args, **kwargs):
+    def counted(*args: Any, **kwargs: Any) -> Any:
         runs.append(args)
         return real(*args, **kwargs)
 
@@ -201,10 +214,12 @@ def test_two_at_once_unpack_once(tmp_path, store, python, monkeypatch):
     assert len(runs) == 1
 
 
-def test_a_crash_while_it_is_composed_leaves_nothing_visible(tmp_path, store, python, monkeypatch):
+def test_a_crash_while_it_is_composed_leaves_nothing_visible(
+    tmp_path: Path, store: Store, python: Interpreter, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tool = tools(tmp_path, store, tiny(tmp_path))
 
-    def crash():
+    def crash() -> NoReturn:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(os, "sync", crash)
@@ -218,7 +233,9 @@ def test_a_crash_while_it_is_composed_leaves_nothing_visible(tmp_path, store, py
 
 
 @pytest.mark.slow
-def test_kill_nine_at_any_moment_is_made_good_by_the_next_one(tmp_path, store, python):
+def test_kill_nine_at_any_moment_is_made_good_by_the_next_one(
+    tmp_path: Path, store: Store, python: Interpreter
+) -> None:
     modules = {f"big/module{number}.py": b"x = [" + b"1," * 500 + b"]\n" for number in range(300)}
     wheel = wheelhouse.wheel(tmp_path / "links", "big", "1.0", {**modules, "big/__init__.py": b""})
     tool = tools(tmp_path, store, tiny(tmp_path), wheel)
@@ -242,7 +259,7 @@ def test_kill_nine_at_any_moment_is_made_good_by_the_next_one(tmp_path, store, p
     assert run_inside(target, python, tmp_path, "/env/bin/python", "-c", "import big.module299, tiny") == ""
 
 
-def test_discard_removes_a_read_only_folder(tmp_path, store, python):
+def test_discard_removes_a_read_only_folder(tmp_path: Path, store: Store, python: Interpreter) -> None:
     folder = environment.realise(tools(tmp_path, store, tiny(tmp_path)), store, python)
     environment.discard(folder)
     assert not folder.exists()

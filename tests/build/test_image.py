@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -52,7 +53,7 @@ def assemble(files: dict[str, bytes] | None = None, **change: Any) -> image.Asse
     return image.assemble(recipe(**change), tree(source), lambda file: source[file.path])
 
 
-def test_golden():
+def test_golden() -> None:
     made = assemble()
     assert made.manifest == (VECTORS / "build" / "image-manifest.json").read_bytes()
     assert made.config == (VECTORS / "build" / "image-config.json").read_bytes()
@@ -60,7 +61,7 @@ def test_golden():
 
 
 @pytest.mark.parametrize("change", [{}, {"labels": {}}, {"model": Model("a", "1", "MIT")}])
-def test_the_config_fits_the_schema_of_the_specification(change):
+def test_the_config_fits_the_schema_of_the_specification(change: dict[str, Any]) -> None:
     made = assemble(**change)
     config = json.loads(made.config)
     jsonschema.Draft202012Validator(SCHEMA, format_checker=jsonschema.FormatChecker()).validate(config)
@@ -70,15 +71,19 @@ def test_the_config_fits_the_schema_of_the_specification(change):
     assert parsed.tree == tree()
 
 
-def test_the_schema_refuses_what_it_does_not_know():
+def test_the_schema_refuses_what_it_does_not_know() -> None:
     config = json.loads(assemble().config)
-    for spoil in (lambda: config.update(lineage=[]), lambda: config["descriptor"].update(digest="x")):
+    spoils: tuple[Callable[[], None], ...] = (
+        lambda: config.update(lineage=[]),
+        lambda: config["descriptor"].update(digest="x"),
+    )
+    for spoil in spoils:
         spoil()
         with pytest.raises(jsonschema.ValidationError):
             jsonschema.validate(config, SCHEMA)
 
 
-def test_layers_are_the_files_with_their_kinds_and_constant_metadata():
+def test_layers_are_the_files_with_their_kinds_and_constant_metadata() -> None:
     manifest = json.loads(assemble().manifest)
     layers = {layer["annotations"]["org.cncf.model.filepath"]: layer for layer in manifest["layers"]}
     kinds = {path: layer["mediaType"] for path, layer in layers.items()}
@@ -119,18 +124,18 @@ def test_layers_are_the_files_with_their_kinds_and_constant_metadata():
         (b"{" * 10000, {"format": "safetensors"}),
     ],
 )
-def test_facts_are_taken_from_the_files_and_never_invented(config, facts):
+def test_facts_are_taken_from_the_files_and_never_invented(config: bytes, facts: dict[str, str]) -> None:
     made = assemble({**FILES, "config.json": config})
     assert json.loads(made.config)["config"] == facts
 
 
-def test_the_format_of_a_gguf_model():
+def test_the_format_of_a_gguf_model() -> None:
     made = assemble({"model.gguf": b"GGUF"})
     assert json.loads(made.config)["config"] == {"format": "gguf"}
     assert json.loads(assemble({"notes.txt": b"x"}).config)["config"] == {}
 
 
-def test_labels_and_names_change_the_image_and_its_action_alone():
+def test_labels_and_names_change_the_image_and_its_action_alone() -> None:
     plain, labelled = image.parameters(recipe(labels={})), image.parameters(recipe())
     assert plain != labelled
     assert assemble(labels={}).config == assemble().config

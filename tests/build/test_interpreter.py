@@ -9,6 +9,7 @@ import subprocess
 import sys
 import venv
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -20,8 +21,8 @@ THIS = "=={}.{}.*".format(*sys.version_info)
 LIBC = Path("/usr/lib/x86_64-linux-gnu/libc.so.6")
 
 
-def test_the_engines_own_base_interpreter_is_found_without_running_it(monkeypatch):
-    def refuse(*_args, **_kwargs):
+def test_the_engines_own_base_interpreter_is_found_without_running_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_args: object, **_kwargs: object) -> NoReturn:
         raise AssertionError("an interpreter was run")
 
     monkeypatch.setattr(subprocess, "run", refuse)
@@ -33,7 +34,7 @@ def test_the_engines_own_base_interpreter_is_found_without_running_it(monkeypatc
     assert {"python", "libc", "libm"} <= found.host.keys() <= {"python", "libc", "libm", "libpython"}
 
 
-def test_the_digests_of_libc_and_libm_are_those_of_the_mapped_files():
+def test_the_digests_of_libc_and_libm_are_those_of_the_mapped_files() -> None:
     found = interpreter.find(THIS)
     maps = {Path(line[line.index("/") :]) for line in Path("/proc/self/maps").read_text().splitlines() if "/" in line}
     libc = next(path for path in maps if path.name.startswith("libc.so"))
@@ -46,14 +47,14 @@ def installation(prefix: str, program: str, libraries: dict[str, Path]) -> inter
     return interpreter._Installation(sys.version_info[:2], Path(prefix), Path(program), libraries)
 
 
-def test_below_usr_nothing_is_mounted(monkeypatch):
+def test_below_usr_nothing_is_mounted(monkeypatch: pytest.MonkeyPatch) -> None:
     libraries = {"libc": LIBC, "libm": LIBC}
     monkeypatch.setattr(interpreter, "_own", lambda: installation("/usr", "/usr/bin/env", libraries))
     found = interpreter.find(THIS)
     assert (found.executable_inside, found.mounts, found.environment) == ("/usr/bin/env", (), {})
 
 
-def test_elsewhere_the_prefix_is_mounted_at_a_fixed_place(monkeypatch, tmp_path):
+def test_elsewhere_the_prefix_is_mounted_at_a_fixed_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     program, library = tmp_path / "bin" / "python3", tmp_path / "lib" / "libpython3.so.1.0"
     for path in (program, library):
         path.parent.mkdir()
@@ -67,7 +68,9 @@ def test_elsewhere_the_prefix_is_mounted_at_a_fixed_place(monkeypatch, tmp_path)
     assert found.host["libpython"] == "sha256:" + hashlib.sha256(b"libpython3.so.1.0").hexdigest()
 
 
-def test_digests_are_remembered_by_the_files_status_and_hashed_again_when_it_changes(monkeypatch, tmp_path):
+def test_digests_are_remembered_by_the_files_status_and_hashed_again_when_it_changes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     program = tmp_path / "python"
     program.write_bytes(b"one")
     libraries = {"libc": LIBC, "libm": LIBC}
@@ -87,14 +90,16 @@ def test_digests_are_remembered_by_the_files_status_and_hashed_again_when_it_cha
 
 
 @pytest.mark.parametrize("garbage", [b"", b"[]", b'{"a": "no digest"}', b"\xff"])
-def test_a_cache_that_cannot_be_read_is_an_empty_one(tmp_path, garbage):
+def test_a_cache_that_cannot_be_read_is_an_empty_one(tmp_path: Path, garbage: bytes) -> None:
     cache = tmp_path / "host.json"
     cache.write_bytes(garbage)
     assert interpreter.find(THIS, cache=cache) == interpreter.find(THIS)
     assert json.loads(cache.read_bytes())
 
 
-def test_another_version_is_taken_from_path_through_whatever_launches_it(monkeypatch, tmp_path):
+def test_another_version_is_taken_from_path_through_whatever_launches_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     environment = tmp_path / "venv"
     venv.create(environment, with_pip=False)
     launcher = tmp_path / "bin" / "python{}.{}".format(*sys.version_info)
@@ -108,14 +113,16 @@ def test_another_version_is_taken_from_path_through_whatever_launches_it(monkeyp
     assert interpreter._digests({"python": found.executable, **found.libraries}, None) == dict(expected.host)
 
 
-def test_a_python_that_is_not_there_is_named_with_what_to_do(monkeypatch, tmp_path):
+def test_a_python_that_is_not_there_is_named_with_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(MachineError, match=r"no python3\.99 on PATH") as caught:
         interpreter.find("==3.99.*")
     assert "apt install python3.99" in (caught.value.hint or "")
 
 
-def test_a_program_of_that_name_that_is_another_python_or_none_is_refused(monkeypatch, tmp_path):
+def test_a_program_of_that_name_that_is_another_python_or_none_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     program = tmp_path / "python3.99"
     program.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
     program.chmod(0o755)
@@ -128,6 +135,6 @@ def test_a_program_of_that_name_that_is_another_python_or_none_is_refused(monkey
 
 
 @pytest.mark.parametrize("requires", [">=3.11", "3.11", "==3.11", "==3.x.*", ""])
-def test_a_lock_that_names_no_single_python_is_refused(requires):
+def test_a_lock_that_names_no_single_python_is_refused(requires: str) -> None:
     with pytest.raises(LockError, match="expected one Python"):
         interpreter.find(requires)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 from tests.workshop import COPY, Workshop
 
 from intaglio.build import plan
-from intaglio.build.action import differences
+from intaglio.build.action import Action, differences
 from intaglio.content.layout import Store
 from intaglio.digest import Digest
 from intaglio.errors import ExitCode, LockError
@@ -23,7 +24,7 @@ def pins(shop: Workshop) -> str:
     return (shop.recipe / "Modelfile.lock").read_text()
 
 
-def test_without_a_lock_nothing_is_built(shop):
+def test_without_a_lock_nothing_is_built(shop: Workshop) -> None:
     shop.one(COPY, lock=False)
     failed = shop.run("build").failed(ExitCode.LOCK)
     assert "input data (file:data.txt) is not pinned" in failed.err
@@ -34,7 +35,7 @@ def test_without_a_lock_nothing_is_built(shop):
     shop.assert_unharmed()
 
 
-def test_how_processes_share_the_work_is_in_the_key(tmp_path):
+def test_how_processes_share_the_work_is_in_the_key(tmp_path: Path) -> None:
     """Rounding follows the number of processes and what each has: two such actions are never the same."""
     (tmp_path / "data.jsonl").write_text("{}\n")
     text = (
@@ -45,7 +46,7 @@ def test_how_processes_share_the_work_is_in_the_key(tmp_path):
     )
     tree = Digest.of(b"tree")
 
-    def action(given):
+    def action(given: str) -> Action:
         (tmp_path / "Modelfile.toml").write_text(text.replace("GIVEN", given))
         step = modelfile.read(tmp_path).steps["tune"]
         planned = plan._Planner(Store.open(tmp_path / "store")).step(step)
@@ -64,7 +65,7 @@ def test_how_processes_share_the_work_is_in_the_key(tmp_path):
         assert set(found) <= {"toolchain"}, "and DeepSpeed is in a toolchain of its own"
 
 
-def test_a_new_input_is_refused_until_it_is_locked(shop):
+def test_a_new_input_is_refused_until_it_is_locked(shop: Workshop) -> None:
     shop.one(COPY)
     shop.built()
     before = pins(shop)
@@ -77,7 +78,7 @@ def test_a_new_input_is_refused_until_it_is_locked(shop):
     assert shop.statuses()["make"] == "cached"
 
 
-def test_a_pin_for_another_address_is_no_pin(shop):
+def test_a_pin_for_another_address_is_no_pin(shop: Workshop) -> None:
     shop.one(COPY)
     (shop.recipe / "other.txt").write_text("other\n")
     shop.edit("Modelfile.toml", "file:data.txt", "file:other.txt")
@@ -85,7 +86,7 @@ def test_a_pin_for_another_address_is_no_pin(shop):
     assert "input data is pinned for file:data.txt, the recipe names file:other.txt" in failed.err
 
 
-def test_a_changed_file_is_refused_and_update_takes_it(shop):
+def test_a_changed_file_is_refused_and_update_takes_it(shop: Workshop) -> None:
     shop.one(COPY)
     first = shop.built()
     old = shop.store.tags()
@@ -102,7 +103,7 @@ def test_a_changed_file_is_refused_and_update_takes_it(shop):
     assert shop.model(again["image"]) == b"changed\n"
 
 
-def test_a_file_changed_back_is_taken(shop):
+def test_a_file_changed_back_is_taken(shop: Workshop) -> None:
     shop.one(COPY)
     first = shop.built()
     text = (shop.recipe / "data.txt").read_text()
@@ -112,7 +113,7 @@ def test_a_file_changed_back_is_taken(shop):
     assert shop.built()["image"] == first["image"]
 
 
-def test_a_missing_file_is_the_recipes_mistake_with_its_line(shop):
+def test_a_missing_file_is_the_recipes_mistake_with_its_line(shop: Workshop) -> None:
     shop.one(COPY)
     (shop.recipe / "data.txt").unlink()
     failed = shop.run("build").failed(ExitCode.RECIPE)
@@ -122,7 +123,7 @@ def test_a_missing_file_is_the_recipes_mistake_with_its_line(shop):
     shop.assert_unharmed()
 
 
-def test_a_changed_program_is_noted_and_refused_when_locked(shop):
+def test_a_changed_program_is_noted_and_refused_when_locked(shop: Workshop) -> None:
     shop.one(COPY)
     shop.built()
     shop.edit("make.py", COPY, 'write(read("source").upper())\n')
@@ -138,7 +139,7 @@ def test_a_changed_program_is_noted_and_refused_when_locked(shop):
     assert shop.statuses("--locked") == {"make": "cached", "image": "cached"}
 
 
-def test_a_changed_toolchain_is_noted_and_refused_when_locked(shop):
+def test_a_changed_toolchain_is_noted_and_refused_when_locked(shop: Workshop) -> None:
     shop.one(COPY)
     first = shop.built()
     path = shop.builder / "toolchains" / "tiny" / "pylock.toml"
@@ -152,7 +153,7 @@ def test_a_changed_toolchain_is_noted_and_refused_when_locked(shop):
     assert reasons == ["toolchain (tiny)"]
 
 
-def test_parameters_choose_the_toolchain_that_is_locked_and_used(shop):
+def test_parameters_choose_the_toolchain_that_is_locked_and_used(shop: Workshop) -> None:
     other = shop.builder / "toolchains" / "other"
     other.mkdir()
     text = (shop.builder / "toolchains" / "tiny" / "pylock.toml").read_text()
@@ -170,7 +171,7 @@ def test_parameters_choose_the_toolchain_that_is_locked_and_used(shop):
     assert modelfile.read(shop.recipe, Steps(shop.recipe, shop.builder)).steps["make"].reproducible == "platform"
 
 
-def test_a_broken_lock_is_said_to_be(shop):
+def test_a_broken_lock_is_said_to_be(shop: Workshop) -> None:
     shop.one(COPY)
     path = shop.recipe / "Modelfile.lock"
     text = path.read_text()
@@ -180,7 +181,7 @@ def test_a_broken_lock_is_said_to_be(shop):
         assert "Modelfile.lock" in shop.run("build").failed(ExitCode.LOCK).err
 
 
-def test_plan_says_what_would_be_done_and_does_nothing(shop):
+def test_plan_says_what_would_be_done_and_does_nothing(shop: Workshop) -> None:
     shop.chain("one", "two")
     before = sorted(path.name for path in (shop.home / "store" / "blobs" / "sha256").iterdir())
     answer = shop.run("plan", "--json").ok().json
@@ -195,7 +196,7 @@ def test_plan_says_what_would_be_done_and_does_nothing(shop):
     assert [step["status"] for step in shop.run("plan", "--json").ok().json["steps"]] == ["cached", "cached"]
 
 
-def test_the_plan_orders_steps_and_tells_what_the_image_needs(shop, monkeypatch):
+def test_the_plan_orders_steps_and_tells_what_the_image_needs(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("INTAGLIO_DATA", str(shop.data))
     for name in ("a", "b", "c", "d"):
         shop.step(name, COPY)
@@ -227,7 +228,7 @@ def test_the_plan_orders_steps_and_tells_what_the_image_needs(shop, monkeypatch)
     assert action.key != made.steps["b"].action({"source": tree}).key
 
 
-def test_no_lock_pins_nothing(shop, monkeypatch):
+def test_no_lock_pins_nothing(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("INTAGLIO_DATA", str(shop.data))
     shop.one(COPY, lock=False)
     with pytest.raises(LockError, match=r"input data .* is not pinned"):

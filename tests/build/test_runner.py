@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,7 +30,7 @@ def log_of(err: str) -> str:
 # --- failing ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_failing_step_shows_its_cause_its_last_lines_and_its_log(shop):
+def test_a_failing_step_shows_its_cause_its_last_lines_and_its_log(shop: Workshop) -> None:
     shop.one('print("\\n".join(f"line {n}" for n in range(40)), flush=True); sys.exit("no such tensor: lm_head")')
     failed = shop.run("build").failed(ExitCode.STEP)
     assert "error: step make: exit status 1" in failed.err
@@ -40,7 +41,7 @@ def test_a_failing_step_shows_its_cause_its_last_lines_and_its_log(shop):
     shop.assert_unharmed()
 
 
-def test_a_step_that_reports_its_error_is_quoted_with_its_hint(shop):
+def test_a_step_that_reports_its_error_is_quoted_with_its_hint(shop: Workshop) -> None:
     shop.one('event(event="error", message="faq.jsonl:3: expected a JSON object", hint="look at line 3"); sys.exit(1)')
     failed = shop.run("build").failed(ExitCode.STEP)
     assert "error: step make: faq.jsonl:3: expected a JSON object\n" in failed.err
@@ -48,14 +49,14 @@ def test_a_step_that_reports_its_error_is_quoted_with_its_hint(shop):
     shop.assert_unharmed()
 
 
-def test_a_step_ended_by_a_signal_has_failed(shop):
+def test_a_step_ended_by_a_signal_has_failed(shop: Workshop) -> None:
     shop.one('import ctypes; sys.stderr.write("going down\\n"); sys.stderr.flush(); ctypes.string_at(0)')
     failed = shop.build().failed(ExitCode.STEP)
     assert "exit status 139" in failed.json["error"]["message"]
     assert "going down" in failed.json["error"]["message"]
 
 
-def test_events_that_are_no_events_harm_nobody(shop):
+def test_events_that_are_no_events_harm_nobody(shop: Workshop) -> None:
     shop.one(
         """
         os.write(int(os.environ["INTAGLIO_EVENTS_FD"]), b"garbage\\n" + b"[1]\\n" + b"{" * 99999 + b"\\n")
@@ -70,7 +71,7 @@ def test_events_that_are_no_events_harm_nobody(shop):
     assert shop.model(answer["image"]) == b"fine"
 
 
-def test_the_events_of_a_step_are_kept_with_their_times(shop):
+def test_the_events_of_a_step_are_kept_with_their_times(shop: Workshop) -> None:
     shop.one(
         """
         event(event="progress", done=1, total=2, unit="files")
@@ -88,7 +89,7 @@ def test_the_events_of_a_step_are_kept_with_their_times(shop):
     assert shop.run("log", "make", "--events").ok().out.splitlines() == [json.dumps(event) for event in events]
 
 
-def test_log_shows_what_the_last_run_printed(shop):
+def test_log_shows_what_the_last_run_printed(shop: Workshop) -> None:
     shop.one('print("first run"); write("x")')
     shop.built()
     assert shop.run("log", "make").ok().out == "first run\n"
@@ -112,7 +113,7 @@ def printed_replay(err: str) -> list[str]:
 
 
 @pytest.mark.parametrize("words", [["."], ["../recipe"], []], ids=["dot", "path", "none"])
-def test_the_printed_replay_command_runs_the_step_again(shop, words):
+def test_the_printed_replay_command_runs_the_step_again(shop: Workshop, words: list[str]) -> None:
     shop.chain("first", "second")
     shop.edit("second.py", "write(read", 'print("I see", read("source")); sys.exit(1); write(read')
     shop.lock()
@@ -122,7 +123,7 @@ def test_the_printed_replay_command_runs_the_step_again(shop, words):
     assert "I see b'what the model is made of\\nfirst\\n'" in again.err
 
 
-def test_the_printed_replay_command_works_from_elsewhere_and_with_another_store(shop, tmp_path):
+def test_the_printed_replay_command_works_from_elsewhere_and_with_another_store(shop: Workshop, tmp_path: Path) -> None:
     place = shop.root / "it's here"
     shop.one("sys.exit('again and again')")
     failed = shop.run("build", shop.recipe, "--store", place).failed(ExitCode.STEP)
@@ -140,7 +141,7 @@ def test_the_printed_replay_command_works_from_elsewhere_and_with_another_store(
     assert "again and again" in done.stderr
 
 
-def test_replay_gives_what_the_claim_says(shop):
+def test_replay_gives_what_the_claim_says(shop: Workshop) -> None:
     shop.chain("first", "second")
     answer = shop.built()
     replayed = shop.run("replay", "second", "--output", "copy", "--json").ok().json
@@ -154,14 +155,14 @@ def test_replay_gives_what_the_claim_says(shop):
     assert shop.run("replay", "second", "--output", "copy").failed(ExitCode.USAGE)
 
 
-def test_replay_of_a_step_whose_input_is_not_built_says_what_to_build(shop):
+def test_replay_of_a_step_whose_input_is_not_built_says_what_to_build(shop: Workshop) -> None:
     shop.chain("first", "second")
     failed = shop.run("replay", "second").failed(ExitCode.USAGE)
     assert "'first', which is not built" in failed.err
     assert "intaglio build" in failed.err
 
 
-def test_replay_makes_no_claim(shop):
+def test_replay_makes_no_claim(shop: Workshop) -> None:
     shop.one("write(os.urandom(8).hex())")
     first = shop.built()
     assert shop.run("replay", "make", "--json").ok().json["same"] is False
@@ -212,7 +213,7 @@ def test_replay_makes_no_claim(shop):
     ],
     ids=["memory", "time", "processes", "disk"],
 )  # fmt: skip
-def test_a_limit_ends_a_step(shop, code, limits, says):
+def test_a_limit_ends_a_step(shop: Workshop, code: str, limits: str, says: str) -> None:
     shop.one(code, limits=limits)
     failed = shop.run("build").failed(ExitCode.LIMIT)
     assert f"error: step make: reached its limit of {says} after" in failed.err
@@ -245,7 +246,7 @@ def test_a_limit_ends_a_step(shop, code, limits, says):
         ('[write(str(n), f"{n}.txt") for n in range(5001)]', "expected at most 5000 files, found 5001"),
     ],
 )
-def test_an_output_that_is_no_tree_is_refused(shop, code, says):
+def test_an_output_that_is_no_tree_is_refused(shop: Workshop, code: str, says: str) -> None:
     shop.one(code)
     failed = shop.run("build").failed(ExitCode.STEP)
     assert "error: step make: its output cannot be used: " in failed.err
@@ -254,13 +255,13 @@ def test_an_output_that_is_no_tree_is_refused(shop, code, says):
     assert shop.run("log", "make").ok()
 
 
-def test_a_device_in_the_output_is_impossible(shop):
+def test_a_device_in_the_output_is_impossible(shop: Workshop) -> None:
     shop.one('import stat; write("x"); os.mknod(OUT / "null", stat.S_IFCHR | 0o666, os.makedev(1, 3))')
     assert "PermissionError" in shop.run("build").failed(ExitCode.STEP).err
     shop.assert_unharmed()
 
 
-def test_a_folder_that_nobody_may_enter_is_the_steps_fault(shop):
+def test_a_folder_that_nobody_may_enter_is_the_steps_fault(shop: Workshop) -> None:
     shop.one('write("x"); (OUT / "closed").mkdir(); write("y", "closed/y.txt"); (OUT / "closed").chmod(0)')
     done = shop.build()
     if done.status == 0:  # root enters all the same
@@ -270,14 +271,14 @@ def test_a_folder_that_nobody_may_enter_is_the_steps_fault(shop):
         shop.assert_unharmed()
 
 
-def test_a_declared_output_that_is_missing_is_refused(shop):
+def test_a_declared_output_that_is_missing_is_refused(shop: Workshop) -> None:
     shop.one('write("x", "model.bin")', outputs=["*.gguf"])
     failed = shop.run("build").failed(ExitCode.STEP)
     assert "expected an output that matches '*.gguf', found model.bin" in failed.err
     shop.assert_unharmed()
 
 
-def test_executable_files_and_folders_come_through(shop):
+def test_executable_files_and_folders_come_through(shop: Workshop) -> None:
     shop.one('(OUT / "bin").mkdir(); write("#!/bin/sh\\n", "bin/run"); os.chmod(OUT / "bin/run", 0o700); write("")')
     answer = shop.built()
     assert shop.run("export", "tests/shop:1.0.0", "--files", "out").ok()
@@ -296,7 +297,7 @@ def seen(shop: Workshop) -> dict[str, Any]:
     return found
 
 
-def test_a_step_sees_its_request_and_nothing_of_where_it_runs(shop):
+def test_a_step_sees_its_request_and_nothing_of_where_it_runs(shop: Workshop) -> None:
     found = seen(shop)
     assert found["request"] == {
         "protocol": 1,
@@ -312,7 +313,7 @@ def test_a_step_sees_its_request_and_nothing_of_where_it_runs(shop):
         assert secret not in text
 
 
-def test_a_step_cannot_write_its_inputs_or_program(shop):
+def test_a_step_cannot_write_its_inputs_or_program(shop: Workshop) -> None:
     shop.one(
         """
         for path in ("/in/source/data.txt", "/in/source/new", "/step/program/step.py", "/step/new", "/env/new"):
@@ -329,7 +330,7 @@ def test_a_step_cannot_write_its_inputs_or_program(shop):
     assert shop.run("store", "verify").ok()
 
 
-def test_a_step_imports_its_toolchain_and_not_the_engine(shop):
+def test_a_step_imports_its_toolchain_and_not_the_engine(shop: Workshop) -> None:
     shop.one(
         """
         import tiny
@@ -342,7 +343,7 @@ def test_a_step_imports_its_toolchain_and_not_the_engine(shop):
     assert shop.model(shop.built()["image"]) == b"tiny"
 
 
-def test_shared_modules_are_part_of_the_program(shop):
+def test_shared_modules_are_part_of_the_program(shop: Workshop) -> None:
     (shop.builder / "lib" / "shared.py").write_text("WORD = 'one'\n")
     code = 'sys.path.insert(0, "/step/program/lib"); import shared; write(shared.WORD)'
     shop.step("make", code, more='lib = ["shared"]', shipped=True)
@@ -353,7 +354,7 @@ def test_shared_modules_are_part_of_the_program(shop):
     assert shop.model(shop.built()["image"]) == b"two"
 
 
-def test_plain_copies_enter_where_links_cannot(shop):
+def test_plain_copies_enter_where_links_cannot(shop: Workshop) -> None:
     """An executable input must be executable inside, which a blob is not."""
     tool = shop.recipe / "tool.sh"
     tool.write_text("#!/bin/sh\necho run\n")
@@ -365,7 +366,7 @@ def test_plain_copies_enter_where_links_cannot(shop):
     assert shop.model(shop.built()["image"]) == b"run\n"
 
 
-def test_copying_is_the_whole_of_a_tiny_build(shop):
+def test_copying_is_the_whole_of_a_tiny_build(shop: Workshop) -> None:
     shop.one(COPY)
     answer = shop.build().ok()
     assert re.search(r"make: built in \d+\.\d s → sha256:[0-9a-f]{64}", answer.err)
@@ -409,7 +410,7 @@ def lied(shop: Workshop, lie: str, promised: str, *words: str) -> Finished:
     return Finished(done.returncode, done.stdout, done.stderr)
 
 
-def test_what_an_executor_gives_back_is_hashed_whatever_it_says(shop):
+def test_what_an_executor_gives_back_is_hashed_whatever_it_says(shop: Workshop) -> None:
     """Who takes an executor at its word signs what it says; a claim names what came."""
     shop.one(COPY)
     promised = next(step["output"] for step in shop.built()["steps"] if step["name"] == "make")
@@ -422,7 +423,7 @@ def test_what_an_executor_gives_back_is_hashed_whatever_it_says(shop):
 
 
 @pytest.mark.parametrize("lie", ["a link to what is promised", "the blob itself", "nothing"])
-def test_what_an_executor_only_points_to_is_refused(shop, lie):
+def test_what_an_executor_only_points_to_is_refused(shop: Workshop, lie: str) -> None:
     shop.one(COPY)
     promised = next(step["output"] for step in shop.built()["steps"] if step["name"] == "make")
     assert "its output cannot be used" in lied(shop, LIES[lie], promised, "replay", "make").failed(ExitCode.STEP).err

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import stat
+from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,16 +13,16 @@ import pytest
 
 from intaglio.build.action import determinism
 from intaglio.build.sandbox import Mount
-from intaglio.build.stage import Room, stage
+from intaglio.build.stage import Room, Staged, stage
 from intaglio.content.layout import Store
-from intaglio.content.tree import File
+from intaglio.content.tree import File, Tree
 from intaglio.recipe.limits import Limits
 
 FILES = {"step.py": b"print(1)\n", "step.toml": b"", "lib/events.py": b"x = 1\n"}
 
 
 @pytest.fixture(params=[False, True], ids=["", "with a checkpoint"])
-def staged(tmp_path, request):
+def staged(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[tuple[Path, Staged, Store, Tree]]:
     store = Store.open(tmp_path / "store")
     tree = store.put_tree([File("a.bin", store.put(b"a"), 1), File("sub/run", store.put(b"#!"), 2, executable=True)])
     variables = {"LD_LIBRARY_PATH": "/opt/python/lib"}
@@ -41,7 +43,7 @@ def staged(tmp_path, request):
         yield scratch, made, store, tree
 
 
-def test_the_request_holds_parameters_and_paths_and_nothing_else(staged):
+def test_the_request_holds_parameters_and_paths_and_nothing_else(staged: tuple[Path, Staged, Store, Tree]) -> None:
     scratch, made, _, _ = staged
     data = (scratch / "step" / "request.json").read_bytes()
     kept = any(mount.target == "/checkpoint" for mount in made.spec.mounts)
@@ -56,20 +58,20 @@ def test_the_request_holds_parameters_and_paths_and_nothing_else(staged):
     assert str(scratch).encode() not in data
 
 
-def test_the_program_is_written_from_its_verified_bytes(staged):
+def test_the_program_is_written_from_its_verified_bytes(staged: tuple[Path, Staged, Store, Tree]) -> None:
     scratch, _, _, _ = staged
     program = scratch / "step" / "program"
     found = {path.relative_to(program).as_posix(): path.read_bytes() for path in program.rglob("*") if path.is_file()}
     assert found == FILES
 
 
-def test_inputs_are_hard_links_to_the_blobs(staged):
+def test_inputs_are_hard_links_to_the_blobs(staged: tuple[Path, Staged, Store, Tree]) -> None:
     scratch, _, store, tree = staged
     assert (scratch / "in" / "base" / "a.bin").samefile(store.path(tree.files[0].digest))
     assert stat.S_IMODE((scratch / "in" / "base" / "sub" / "run").stat().st_mode) == 0o555
 
 
-def test_only_out_and_work_are_writable_and_both_are_empty(staged):
+def test_only_out_and_work_are_writable_and_both_are_empty(staged: tuple[Path, Staged, Store, Tree]) -> None:
     scratch, made, _, _ = staged
     mounts = {mount.target: mount for mount in made.spec.mounts}
     if kept := mounts.pop("/checkpoint", None):
@@ -81,7 +83,7 @@ def test_only_out_and_work_are_writable_and_both_are_empty(staged):
         assert list(mounts[target].source.iterdir()) == []
 
 
-def test_the_environment_is_the_documented_one(staged):
+def test_the_environment_is_the_documented_one(staged: tuple[Path, Staged, Store, Tree]) -> None:
     _, made, _, _ = staged
     assert set(made.spec.environment) == {
         *determinism(2), "LD_LIBRARY_PATH", "PATH", "HOME", "TMPDIR", "USER", "LOGNAME", "HF_HOME",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
+from pathlib import Path
 
 from intaglio.build.stamps import Stamps
 from intaglio.content.index import Index
@@ -13,7 +14,7 @@ STAT = Stat(size=1, mtime_ns=2, ctime_ns=3, inode=4, device=5)
 DIGEST = Digest.of(b"x")
 
 
-def test_only_the_very_same_file_is_recognised(tmp_path):
+def test_only_the_very_same_file_is_recognised(tmp_path: Path) -> None:
     index = Index(tmp_path / "index.sqlite")
     stamps = Stamps(index)
     assert stamps.get("/a", STAT) is None

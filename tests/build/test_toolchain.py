@@ -36,7 +36,7 @@ def parse(text: str) -> toolchain.Toolchain:
     return toolchain.parse("tools", text.encode(), what="pylock.toml")
 
 
-def test_the_tree_follows_from_the_lock_alone_golden():
+def test_the_tree_follows_from_the_lock_alone_golden() -> None:
     found = parse(GOOD)
     assert found.python == (3, 11)
     assert found.requires_python == "==3.11.*"
@@ -45,7 +45,7 @@ def test_the_tree_follows_from_the_lock_alone_golden():
 
 
 @pytest.mark.parametrize("folder", sorted(path.parent for path in SHIPPED.glob("*/pylock.toml")), ids=lambda f: f.name)
-def test_every_shipped_lock_is_read(folder: Path):
+def test_every_shipped_lock_is_read(folder: Path) -> None:
     found = toolchain.load(folder)
     assert found.name == folder.name
     assert found.wheels
@@ -54,7 +54,7 @@ def test_every_shipped_lock_is_read(folder: Path):
         assert text not in (folder / "pylock.toml").read_text()
 
 
-def test_an_sdist_names_the_wheel_to_be_built_from_it():
+def test_an_sdist_names_the_wheel_to_be_built_from_it() -> None:
     found = toolchain.load(SDIST_LOCK)
     (sdist,) = found.sdists
     assert sdist.build_toolchain == "wheel-build"
@@ -64,7 +64,7 @@ def test_an_sdist_names_the_wheel_to_be_built_from_it():
     assert [file.path for file in found.tree().files] == ["pylock.toml", "sdists/docopt-0.6.2.tar.gz"]
 
 
-def test_a_lock_says_what_the_build_of_a_wheel_is_told():
+def test_a_lock_says_what_the_build_of_a_wheel_is_told() -> None:
     line = b'build-toolchain = "wheel-build"\n'
     text = (SDIST_LOCK / "pylock.toml").read_bytes()
     assert text.count(line) == 1
@@ -75,7 +75,7 @@ def test_a_lock_says_what_the_build_of_a_wheel_is_told():
             toolchain.parse("x", text.replace(line, line + b"environment = " + wrong + b"\n"), what="lock")
 
 
-def test_a_built_wheel_is_accepted_only_with_the_bytes_in_the_lock():
+def test_a_built_wheel_is_accepted_only_with_the_bytes_in_the_lock() -> None:
     (sdist,) = toolchain.load(SDIST_LOCK).sdists
     wheel = sdist.wheel
     sdist.accept(Tree.of([File(wheel.name, wheel.digest, wheel.size)]))
@@ -88,7 +88,7 @@ def test_a_built_wheel_is_accepted_only_with_the_bytes_in_the_lock():
             sdist.accept(Tree.of(wrong))
 
 
-def test_a_folder_without_a_lock_is_a_mistake_of_the_recipe(tmp_path):
+def test_a_folder_without_a_lock_is_a_mistake_of_the_recipe(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="toolchain nothing: cannot read"):
         toolchain.load(tmp_path / "nothing")
 
@@ -118,7 +118,7 @@ def test_a_folder_without_a_lock_is_a_mistake_of_the_recipe(tmp_path):
         ('version = "1.0+cpu"', "version = [", "pylock.toml: not TOML"),
     ],
 )
-def test_what_is_not_ours_is_refused_with_its_place(old, new, message):
+def test_what_is_not_ours_is_refused_with_its_place(old: str, new: str, message: str) -> None:
     assert old in GOOD
     with pytest.raises(LockError) as caught:
         parse(GOOD.replace(old, new, 1))
@@ -126,14 +126,14 @@ def test_what_is_not_ours_is_refused_with_its_place(old, new, message):
     assert caught.value.hint
 
 
-def test_all_mistakes_are_reported_at_once():
+def test_all_mistakes_are_reported_at_once() -> None:
     text = GOOD.replace("size = 12", "size = -1").replace('"1.0"', '"9"', 1).replace("==3.11.*", "*")
     with pytest.raises(LockError) as caught:
         parse(text)
     assert len(caught.value.message.splitlines()) == 3
 
 
-def test_two_wheels_of_a_package_and_a_package_listed_twice_are_refused():
+def test_two_wheels_of_a_package_and_a_package_listed_twice_are_refused() -> None:
     entry = GOOD[GOOD.index("[[packages]]") :]
     with pytest.raises(LockError, match="alpha-beta stands there more than once"):
         parse(GOOD + entry)
@@ -141,14 +141,14 @@ def test_two_wheels_of_a_package_and_a_package_listed_twice_are_refused():
         parse(GOOD + entry[entry.index("[[packages.wheels]]") :])
 
 
-def test_not_utf8_and_too_large_are_refused():
+def test_not_utf8_and_too_large_are_refused() -> None:
     with pytest.raises(LockError, match="not TOML"):
         toolchain.parse("tools", b"\xff", what="pylock.toml")
     with pytest.raises(LockError, match="larger than"):
         toolchain.parse("tools", b"#" * (5 << 20), what="pylock.toml")
 
 
-def test_a_lock_written_for_a_hand_made_wheel_is_read(tmp_path):
+def test_a_lock_written_for_a_hand_made_wheel_is_read(tmp_path: Path) -> None:
     made = wheelhouse.wheel(tmp_path / "links", "tiny_tool", "2.0", {"tiny_tool.py": b"ANSWER = 42\n"})
     found = toolchain.load(wheelhouse.lock(tmp_path / "tools", [made]))
     (wheel,) = found.wheels

@@ -40,7 +40,7 @@ def modes(folder: Path) -> dict[str, int]:
     }
 
 
-def test_every_part_of_a_wheel_goes_where_pep_427_says(tmp_path):
+def test_every_part_of_a_wheel_goes_where_pep_427_says(tmp_path: Path) -> None:
     files = {
         "tool/__init__.py": b"def main():\n    return 0\n",
         "tool-1.0.data/purelib/pure.py": b"x = 1\n",
@@ -72,7 +72,7 @@ def test_every_part_of_a_wheel_goes_where_pep_427_says(tmp_path):
     assert "from tool import main" in (folder / "bin/tool-main").read_text()
 
 
-def test_bytecode_holds_no_time_and_names_the_final_place(tmp_path):
+def test_bytecode_holds_no_time_and_names_the_final_place(tmp_path: Path) -> None:
     wheel = wheelhouse.wheel(tmp_path, "tool", "1.0", {"tool.py": b"def f():\n    raise KeyError\n"})
     assert unpack(tmp_path, wheel).returncode == 0
     assert unpack(tmp_path, wheel, out="again").returncode == 0
@@ -84,7 +84,7 @@ def test_bytecode_holds_no_time_and_names_the_final_place(tmp_path):
     assert first == Path(cache_from_source(str(tmp_path / "again" / module))).read_bytes()
 
 
-def test_a_module_that_does_not_compile_is_kept_without_bytecode(tmp_path):
+def test_a_module_that_does_not_compile_is_kept_without_bytecode(tmp_path: Path) -> None:
     wheel = wheelhouse.wheel(tmp_path, "tool", "1.0", {"old.py": b"print 'two'\n", "new.py": b"x = 1\n"})
     assert unpack(tmp_path, wheel).returncode == 0
     site = tmp_path / "out" / wheel.name / SITE
@@ -93,7 +93,7 @@ def test_a_module_that_does_not_compile_is_kept_without_bytecode(tmp_path):
     assert Path(cache_from_source(str(site / "new.py"))).exists()
 
 
-def test_an_executable_member_stays_one(tmp_path):
+def test_an_executable_member_stays_one(tmp_path: Path) -> None:
     wheel = wheelhouse.wheel(tmp_path, "tool", "1.0", {"tool.py": b""})
     with zipfile.ZipFile(wheel, "a") as archive:
         member = zipfile.ZipInfo("tool/helper")
@@ -115,7 +115,7 @@ def test_an_executable_member_stays_one(tmp_path):
         "tool-1.0.data/odd/x",
     ],
 )
-def test_a_member_that_would_be_written_elsewhere_is_refused(tmp_path, member):
+def test_a_member_that_would_be_written_elsewhere_is_refused(tmp_path: Path, member: str) -> None:
     wheel = wheelhouse.wheel(tmp_path, "tool", "1.0", {"tool.py": b"", member: b"evil"})
     result = unpack(tmp_path, wheel)
     assert result.returncode == 1
@@ -127,14 +127,14 @@ def test_a_member_that_would_be_written_elsewhere_is_refused(tmp_path, member):
 @pytest.mark.parametrize(
     "entry", [("../up", "tool:main"), ("ok", "tool; import os"), ("ok", "tool:main; x"), ("ok", "tool")]
 )
-def test_a_console_script_that_is_no_name_is_refused(tmp_path, entry):
+def test_a_console_script_that_is_no_name_is_refused(tmp_path: Path, entry: tuple[str, str]) -> None:
     wheel = wheelhouse.wheel(tmp_path, "tool", "1.0", {"tool.py": b""}, scripts=dict([entry]))
     result = unpack(tmp_path, wheel)
     assert result.returncode == 1
     assert "bad console script" in result.stderr
 
 
-def test_what_is_no_zip_or_is_cut_short_is_refused(tmp_path):
+def test_what_is_no_zip_or_is_cut_short_is_refused(tmp_path: Path) -> None:
     text = tmp_path / "text-1.0-py3-none-any.whl"
     text.write_bytes(b"not a zip")
     whole = wheelhouse.wheel(tmp_path, "tool", "1.0", {"tool.py": b"x = 1\n" * 1000})
@@ -160,7 +160,7 @@ def test_what_is_no_zip_or_is_cut_short_is_refused(tmp_path):
     assert cut.name in result.stderr
 
 
-def test_progress_is_reported_on_the_descriptor_of_the_protocol(tmp_path):
+def test_progress_is_reported_on_the_descriptor_of_the_protocol(tmp_path: Path) -> None:
     wheel = wheelhouse.wheel(tmp_path, "tool", "1.0", {"tool.py": b""})
     request = tmp_path / "request.json"
     entry = {"file": str(wheel), "folder": "tool"}

@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests import wheelhouse
@@ -31,17 +32,17 @@ class Recorder(Silent):
         self.total = 0
         self.done = 0
 
-    def task(self, what, total=None, unit="B"):
+    def task(self, what: str, total: int | None = None, unit: str = "B") -> Any:
         self.total += total or 0
         return self
 
-    def advance(self, amount):
+    def advance(self, amount: int) -> None:
         self.done += amount
 
-    def __enter__(self):
+    def __enter__(self) -> Recorder:
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         pass
 
 
@@ -75,7 +76,7 @@ def fetch(tools: toolchain.Toolchain, store: Store, *, offline: bool = False) ->
     wheels.fetch(tools, store, offline=offline, progress=Silent())
 
 
-def test_every_wheel_comes_into_the_store_and_all_bytes_are_reported(tools, store):
+def test_every_wheel_comes_into_the_store_and_all_bytes_are_reported(tools: toolchain.Toolchain, store: Store) -> None:
     progress = Recorder()
     wheels.fetch(tools, store, offline=False, progress=progress)
     assert wheels.missing(tools, store) == ()
@@ -84,7 +85,9 @@ def test_every_wheel_comes_into_the_store_and_all_bytes_are_reported(tools, stor
     assert store.put_tree(tools.tree().files) == tools.tree()
 
 
-def test_a_second_time_and_a_second_store_need_no_network(tools, store, links, tmp_path):
+def test_a_second_time_and_a_second_store_need_no_network(
+    tools: toolchain.Toolchain, store: Store, links: Path, tmp_path: Path
+) -> None:
     fetch(tools, store)
     shutil.rmtree(links)
     fetch(tools, store, offline=True)
@@ -93,12 +96,14 @@ def test_a_second_time_and_a_second_store_need_no_network(tools, store, links, t
     assert wheels.missing(tools, fresh) == ()
 
 
-def test_offline_and_missing_is_an_unreachable_source(tools, store):
+def test_offline_and_missing_is_an_unreachable_source(tools: toolchain.Toolchain, store: Store) -> None:
     with pytest.raises(SourceUnreachable, match=r"3 files are not in the store.*--offline"):
         fetch(tools, store, offline=True)
 
 
-def test_a_wrong_hash_is_refused_and_nothing_of_it_is_kept(tools, store, links, tmp_path):
+def test_a_wrong_hash_is_refused_and_nothing_of_it_is_kept(
+    tools: toolchain.Toolchain, store: Store, links: Path, tmp_path: Path
+) -> None:
     wheelhouse.wheel(links, "tiny_tool", "2.0", {"tiny_tool.py": b"ANSWER = 41\n"})
     with pytest.raises(CorruptContent, match="does not have the hash in the lock") as caught:
         fetch(tools, store)
@@ -110,7 +115,7 @@ def test_a_wrong_hash_is_refused_and_nothing_of_it_is_kept(tools, store, links, 
     assert not list((tmp_path / "cache").rglob("tiny_tool*"))
 
 
-def test_a_lying_cache_is_thrown_away(tools, store, links, tmp_path):
+def test_a_lying_cache_is_thrown_away(tools: toolchain.Toolchain, store: Store, links: Path, tmp_path: Path) -> None:
     fetch(tools, store)
     (cached,) = (tmp_path / "cache").rglob("tiny_tool*.whl")
     cached.write_bytes(b"something else")
@@ -120,7 +125,9 @@ def test_a_lying_cache_is_thrown_away(tools, store, links, tmp_path):
     assert cached.read_bytes() == (links / cached.name).read_bytes()
 
 
-def test_what_no_index_has_is_an_unreachable_source_and_says_what_pip_said(tools, store, links):
+def test_what_no_index_has_is_an_unreachable_source_and_says_what_pip_said(
+    tools: toolchain.Toolchain, store: Store, links: Path
+) -> None:
     (links / "third-3.1-py3-none-any.whl").unlink()
     with pytest.raises(SourceUnreachable, match=r"third==3\.1") as caught:
         fetch(tools, store)
@@ -131,7 +138,9 @@ def absent(tools: toolchain.Toolchain, store: Store) -> dict[str, tuple[str, ...
     return wheels.unobtainable([tools], store.root, patience=60)
 
 
-def test_what_is_neither_here_nor_offered_is_told_without_a_download(tools, store, links, tmp_path):
+def test_what_is_neither_here_nor_offered_is_told_without_a_download(
+    tools: toolchain.Toolchain, store: Store, links: Path, tmp_path: Path
+) -> None:
     assert absent(tools, store) == {}
     (links / "other-1.0+cpu-py3-none-any.whl").unlink()
     assert absent(tools, store) == {"tools": ("other-1.0+cpu-py3-none-any.whl",)}
@@ -139,11 +148,13 @@ def test_what_is_neither_here_nor_offered_is_told_without_a_download(tools, stor
     assert wheels.missing(tools, store) == tools.downloads
 
 
-def test_an_index_is_asked_for_its_pages_alone(tools, store, links, monkeypatch):
+def test_an_index_is_asked_for_its_pages_alone(
+    tools: toolchain.Toolchain, store: Store, links: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked: list[str] = []
 
     class Index(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
+        def do_GET(self) -> None:
             asked.append(self.path)
             names = [path.name for path in links.glob(f"{self.path.strip('/').replace('-', '_')}-*.whl")]
             body = "".join(f'<a href="/files/{name}">{name}</a>' for name in names).encode()
@@ -153,7 +164,7 @@ def test_an_index_is_asked_for_its_pages_alone(tools, store, links, monkeypatch)
             self.end_headers()
             self.wfile.write(body)
 
-        def log_message(self, *_):
+        def log_message(self, *_: object) -> None:
             pass
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Index) as server:
@@ -168,21 +179,27 @@ def test_an_index_is_asked_for_its_pages_alone(tools, store, links, monkeypatch)
     assert set(asked) == {"/tiny-tool/", "/other/", "/third/"}
 
 
-def test_what_is_in_the_store_or_the_cache_is_not_asked_about(tools, store, links, tmp_path, monkeypatch):
+def test_what_is_in_the_store_or_the_cache_is_not_asked_about(
+    tools: toolchain.Toolchain, store: Store, links: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fetch(tools, store)
     monkeypatch.setattr(wheels, "_offered", lambda *_: pytest.fail("pip was asked"))
     assert absent(tools, store) == {}
     assert absent(tools, Store.open(tmp_path / "fresh")) == {}, "the cache has them"
 
 
-def test_a_pip_that_cannot_be_asked_is_an_unreachable_source(tools, store, links, monkeypatch):
+def test_a_pip_that_cannot_be_asked_is_an_unreachable_source(
+    tools: toolchain.Toolchain, store: Store, links: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PIP_TIMEOUT", "soon")
     with pytest.raises(SourceUnreachable, match="pip could not be asked") as caught:
         absent(tools, store)
     assert "pip config list" in (caught.value.hint or "")
 
 
-def test_where_versions_for_cpus_come_from_is_told_when_pip_has_none(tools, store, links):
+def test_where_versions_for_cpus_come_from_is_told_when_pip_has_none(
+    tools: toolchain.Toolchain, store: Store, links: Path
+) -> None:
     (links / "other-1.0+cpu-py3-none-any.whl").unlink()
     with pytest.raises(SourceUnreachable, match=r"other==1\.0\+cpu") as caught:
         fetch(tools, store)
@@ -192,7 +209,7 @@ def test_where_versions_for_cpus_come_from_is_told_when_pip_has_none(tools, stor
     )
 
 
-def test_the_wheels_of_another_python_are_asked_for_by_its_version(tmp_path, links, store):
+def test_the_wheels_of_another_python_are_asked_for_by_its_version(tmp_path: Path, links: Path, store: Store) -> None:
     made = wheelhouse.wheel(links, "old", "1.0", {"old.py": b""})
     other = made.rename(links / "old-1.0-cp310-cp310-manylinux_2_17_x86_64.whl")
     tools = toolchain.load(wheelhouse.lock(tmp_path / "old-tools", [other], python="3.10"))
@@ -200,7 +217,7 @@ def test_the_wheels_of_another_python_are_asked_for_by_its_version(tmp_path, lin
     assert wheels.missing(tools, store) == ()
 
 
-def test_an_sdist_is_fetched_without_running_a_line_of_it(tmp_path, links, store):
+def test_an_sdist_is_fetched_without_running_a_line_of_it(tmp_path: Path, links: Path, store: Store) -> None:
     mark = tmp_path / "was-here"
     made = wheelhouse.sdist(links, "sourceonly", "1.0", f"open({str(mark)!r}, 'w')\nraise SystemExit(3)\n")
     entry = f"""
@@ -253,17 +270,17 @@ def index(tmp_path: Path, links: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
 
 
 class QuietHandler(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *_):
+    def log_message(self, *_: object) -> None:
         pass
 
 
-def test_an_index_over_http_serves_as_well(tools, store, index, links):
+def test_an_index_over_http_serves_as_well(tools: toolchain.Toolchain, store: Store, index: Path, links: Path) -> None:
     shutil.rmtree(links)
     fetch(tools, store)
     assert wheels.missing(tools, store) == ()
 
 
-def test_credentials_of_an_index_are_in_no_message(tools, store, index):
+def test_credentials_of_an_index_are_in_no_message(tools: toolchain.Toolchain, store: Store, index: Path) -> None:
     shutil.rmtree(index / "simple" / "third")
     with pytest.raises(SourceUnreachable) as caught:
         fetch(tools, store)
@@ -271,7 +288,7 @@ def test_credentials_of_an_index_are_in_no_message(tools, store, index):
     assert "s3cret" not in caught.value.message
 
 
-def test_an_sdist_comes_from_an_index_over_http(tmp_path, links, index):
+def test_an_sdist_comes_from_an_index_over_http(tmp_path: Path, links: Path, index: Path) -> None:
     made = wheelhouse.sdist(index / "simple" / "sourceonly", "sourceonly", "1.0", "raise SystemExit(3)\n")
     (made.parent / "index.html").write_text(f'<!DOCTYPE html><a href="{made.name}">{made.name}</a>')
     place = tmp_path / "place"
@@ -281,7 +298,9 @@ def test_an_sdist_comes_from_an_index_over_http(tmp_path, links, index):
     assert (place / made.name).read_bytes() == made.read_bytes()
 
 
-def test_a_python_without_pip_is_said_to_be_one(tools, store, tmp_path, monkeypatch):
+def test_a_python_without_pip_is_said_to_be_one(
+    tools: toolchain.Toolchain, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     bare = tmp_path / "python"
     bare.write_text("#!/bin/sh\necho 'python: No module named pip'\nexit 1\n")
     bare.chmod(0o755)

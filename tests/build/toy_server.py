@@ -21,7 +21,7 @@ class Handler(BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
 
-    def do_GET(self):
+    def do_GET(self) -> None:
         if self.path == "/v1/models":
             self.answer({"data": [{"id": REQUEST["name"]}], "request": REQUEST})
         elif self.path == "/digests":
@@ -60,7 +60,7 @@ class Handler(BaseHTTPRequestHandler):
             print("about to die: a reason", flush=True)
             os._exit(3)
 
-    def do_POST(self):
+    def do_POST(self) -> None:
         body = self.rfile.read()  # to the end of the client's half of the connection
         self.close_connection = True
         self.send_response(200)
@@ -68,14 +68,14 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def answer(self, value):
+    def answer(self, value: object) -> None:
         body = json.dumps(value).encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
 
-    def address_string(self):
+    def address_string(self) -> str:
         return "relay"
 
 
@@ -86,7 +86,7 @@ class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
     request_queue_size = 64
 
 
-def end(number, frame):
+def end(number: int, frame: object) -> None:
     print("ended by signal", number, flush=True)
     os._exit(0)
 

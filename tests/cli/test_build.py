@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.workshop import COPY, PROGRAM
+from tests.workshop import COPY, PROGRAM, Workshop
 
 from intaglio.content import intake
 from intaglio.digest import Digest
@@ -28,7 +28,7 @@ DIGEST = re.compile(r"sha256:[0-9a-f]{64}\Z")
 # --- the interface ---------------------------------------------------------------------------------------------------
 
 
-def test_the_answer_has_the_documented_form(shop):
+def test_the_answer_has_the_documented_form(shop: Workshop) -> None:
     shop.chain("one", "two")
     for statuses in (["built"] * 3, ["cached"] * 3):
         answer = shop.built("--tag", "team/model:rc1")
@@ -45,7 +45,7 @@ def test_the_answer_has_the_documented_form(shop):
         assert answer["steps"][-1]["output"] == answer["image"]
 
 
-def test_the_last_line_sums_up(shop):
+def test_the_last_line_sums_up(shop: Workshop) -> None:
     shop.chain("one", "two")
     first = shop.run("build").ok()
     image = shop.store.tags()["tests/shop:1.0.0"].digest
@@ -59,7 +59,7 @@ def test_the_last_line_sums_up(shop):
     assert re.fullmatch(pattern.format("2 cached, 1 built", image), done.out.splitlines()[-1])
 
 
-def test_data_goes_to_stdout_and_everything_else_to_stderr(shop):
+def test_data_goes_to_stdout_and_everything_else_to_stderr(shop: Workshop) -> None:
     shop.one(COPY)
     done = shop.run("build").ok()
     assert done.out.count("\n") == 1
@@ -69,7 +69,7 @@ def test_data_goes_to_stdout_and_everything_else_to_stderr(shop):
     assert quiet.err == ""
 
 
-def test_progress_as_json_lines(shop):
+def test_progress_as_json_lines(shop: Workshop) -> None:
     shop.one('event(event="progress", done=1, total=2, unit="files"); write("x")')
     done = shop.run("build", "--progress", "json").ok()
     events = [json.loads(line) for line in done.err.splitlines()]
@@ -77,7 +77,7 @@ def test_progress_as_json_lines(shop):
     assert any(event["event"] == "end" and event["work"] == "make" and event["total"] == 2 for event in events)
 
 
-def test_a_tag_moves_with_each_build_and_others_stay(shop):
+def test_a_tag_moves_with_each_build_and_others_stay(shop: Workshop) -> None:
     shop.one(COPY)
     first = shop.built("--tag", "a:1")["image"]
     shop.built("--tag", "b:1")
@@ -89,13 +89,13 @@ def test_a_tag_moves_with_each_build_and_others_stay(shop):
 
 
 @pytest.mark.parametrize("tag", ["", " ", "a b", "sha256:" + "0" * 64, "a\nb", "x" * 2000])
-def test_a_tag_that_is_no_name_is_refused(shop, tag):
+def test_a_tag_that_is_no_name_is_refused(shop: Workshop, tag: str) -> None:
     shop.one(COPY)
     assert "--tag" in shop.build("--tag", tag).failed(ExitCode.USAGE).err
     shop.assert_unharmed()
 
 
-def test_a_recipe_is_a_folder_or_its_file(shop):
+def test_a_recipe_is_a_folder_or_its_file(shop: Workshop) -> None:
     shop.one(COPY)
     image = shop.built()["image"]
     for words in ([], [shop.recipe], [shop.recipe / "Modelfile.toml"], ["./Modelfile.toml"]):
@@ -105,7 +105,7 @@ def test_a_recipe_is_a_folder_or_its_file(shop):
 # --- keys ------------------------------------------------------------------------------------------------------------
 
 
-def test_without_keys_it_stops_with_a_hint_to_init(shop):
+def test_without_keys_it_stops_with_a_hint_to_init(shop: Workshop) -> None:
     shop.one(COPY)
     shutil.rmtree(shop.home / "keys")
     failed = shop.build().failed(ExitCode.MACHINE)
@@ -118,7 +118,7 @@ def test_without_keys_it_stops_with_a_hint_to_init(shop):
     assert shop.built()
 
 
-def test_without_a_policy_it_stops_with_a_hint(shop):
+def test_without_a_policy_it_stops_with_a_hint(shop: Workshop) -> None:
     shop.one(COPY)
     (shop.home / "policy.toml").unlink()
     failed = shop.build().failed(ExitCode.NOT_VERIFIABLE)
@@ -126,7 +126,7 @@ def test_without_a_policy_it_stops_with_a_hint(shop):
     shop.assert_unharmed()
 
 
-def test_encrypted_keys_are_opened_before_any_step_and_only_when_needed(shop, tmp_path):
+def test_encrypted_keys_are_opened_before_any_step_and_only_when_needed(shop: Workshop, tmp_path: Path) -> None:
     shop.one(COPY)
     shutil.rmtree(shop.home / "keys")
     (shop.home / "policy.toml").unlink()
@@ -156,7 +156,7 @@ def closed_port() -> int:
         return int(taken.getsockname()[1])
 
 
-def pinned_elsewhere(shop, uri: str) -> None:
+def pinned_elsewhere(shop: Workshop, uri: str) -> None:
     """Write a recipe with an input at ``uri`` that the lock pins and the store does not hold."""
     digest = Digest.of(b"elsewhere")
     shop.one(COPY)
@@ -167,7 +167,7 @@ def pinned_elsewhere(shop, uri: str) -> None:
     lock.write(shop.recipe / lock.FILE, Lock({"data": pin}, pins.programs, pins.toolchains))
 
 
-def test_a_source_that_does_not_answer_is_20(shop):
+def test_a_source_that_does_not_answer_is_20(shop: Workshop) -> None:
     port = closed_port()
     pinned_elsewhere(shop, f"http://127.0.0.1:{port}/model.bin")
     failed = shop.build().failed(ExitCode.SOURCE)
@@ -175,7 +175,7 @@ def test_a_source_that_does_not_answer_is_20(shop):
     shop.assert_unharmed()
 
 
-def test_offline_asks_nobody_and_is_20(shop):
+def test_offline_asks_nobody_and_is_20(shop: Workshop) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(0.2)
         pinned_elsewhere(shop, f"http://127.0.0.1:{server.getsockname()[1]}/model.bin")
@@ -186,12 +186,12 @@ def test_offline_asks_nobody_and_is_20(shop):
     shop.assert_unharmed()
 
 
-def test_offline_builds_what_is_here(shop):
+def test_offline_builds_what_is_here(shop: Workshop) -> None:
     shop.chain("one", "two")
     assert set(shop.statuses("--offline").values()) == {"built"}
 
 
-def test_without_bubblewrap_it_is_50_with_a_hint(shop, tmp_path):
+def test_without_bubblewrap_it_is_50_with_a_hint(shop: Workshop, tmp_path: Path) -> None:
     shop.one(COPY)
     programs = tmp_path / "bin"
     programs.mkdir()
@@ -201,13 +201,13 @@ def test_without_bubblewrap_it_is_50_with_a_hint(shop, tmp_path):
     shop.assert_unharmed()
 
 
-def test_without_bubblewrap_what_is_cached_is_still_built(shop, tmp_path):
+def test_without_bubblewrap_what_is_cached_is_still_built(shop: Workshop, tmp_path: Path) -> None:
     shop.one(COPY)
     shop.built()
     assert set(shop.statuses(PATH=str(tmp_path)).values()) == {"cached"}
 
 
-def test_an_unknown_recipe_key_is_10_with_file_and_line(shop):
+def test_an_unknown_recipe_key_is_10_with_file_and_line(shop: Workshop) -> None:
     shop.one(COPY)
     shop.edit("Modelfile.toml", "[image]\n", "[image]\nform = 1\n")
     shop.edit("Modelfile.toml", 'licence = "Apache-2.0"\n', "licence = 7\n")
@@ -233,7 +233,7 @@ def test_an_unknown_recipe_key_is_10_with_file_and_line(shop):
         ("[image]", "[image", "Modelfile.toml:"),
     ],
 )
-def test_each_mistake_of_a_recipe_is_10(shop, old, new, says):
+def test_each_mistake_of_a_recipe_is_10(shop: Workshop, old: str, new: str, says: str) -> None:
     shop.one(COPY)
     shop.edit("Modelfile.toml", old, new)
     failed = shop.build().failed(ExitCode.RECIPE)
@@ -243,19 +243,19 @@ def test_each_mistake_of_a_recipe_is_10(shop, old, new, says):
     shop.assert_unharmed()
 
 
-def test_no_recipe_is_10(shop):
+def test_no_recipe_is_10(shop: Workshop) -> None:
     (shop.root / "empty").mkdir()
     failed = shop.run("build", shop.root / "empty").failed(ExitCode.RECIPE)
     assert "Modelfile.toml" in failed.err
 
 
-def test_no_toolchain_of_that_name_is_10(shop):
+def test_no_toolchain_of_that_name_is_10(shop: Workshop) -> None:
     shop.one(COPY, lock=False)
     shop.edit("make.toml", 'toolchain = "tiny"', 'toolchain = "huge"')
     assert "toolchain huge" in shop.run("build").failed(ExitCode.RECIPE).err
 
 
-def test_a_toolchain_whose_wheel_nobody_has_is_20(shop):
+def test_a_toolchain_whose_wheel_nobody_has_is_20(shop: Workshop) -> None:
     shop.one(COPY, lock=False)
     path = shop.builder / "toolchains" / "tiny" / "pylock.toml"
     path.write_text(re.sub(r'sha256 = "[0-9a-f]{64}"', f'sha256 = "{"0" * 64}"', path.read_text()))
@@ -267,7 +267,7 @@ def test_a_toolchain_whose_wheel_nobody_has_is_20(shop):
     shop.assert_unharmed()
 
 
-def test_a_toolchain_whose_wheel_is_another_is_21(shop):
+def test_a_toolchain_whose_wheel_is_another_is_21(shop: Workshop) -> None:
     shop.one(COPY, lock=False)
     path = shop.builder / "toolchains" / "tiny" / "pylock.toml"
     path.write_text(re.sub(r'sha256 = "[0-9a-f]{64}"', f'sha256 = "{"0" * 64}"', path.read_text()))
@@ -304,7 +304,7 @@ exit $status
         ("300k", COPY),
     ],
 )
-def test_a_full_disk_is_50_and_harms_nothing(shop, tmp_path, size, code):
+def test_a_full_disk_is_50_and_harms_nothing(shop: Workshop, tmp_path: Path, size: str, code: str) -> None:
     shop.one(code)
     place = tmp_path / "small disk"
     place.mkdir()
@@ -324,7 +324,7 @@ def test_a_full_disk_is_50_and_harms_nothing(shop, tmp_path, size, code):
 
 
 @pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_build_ends_at_once_and_harms_nothing(shop, kind):
+def test_an_interrupted_build_ends_at_once_and_harms_nothing(shop: Workshop, kind: signal.Signals) -> None:
     shop.one("import time; time.sleep(60)")
     process = shop.start("build")
     deadline = time.monotonic() + 20

@@ -11,9 +11,11 @@ import shutil
 import stat
 import subprocess
 import termios
+from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
-from tests.workshop import COPY, PROGRAM, Finished
+from tests.workshop import COPY, PROGRAM, Finished, Workshop
 
 from intaglio.digest import Digest
 from intaglio.errors import ExitCode
@@ -25,7 +27,7 @@ pytestmark = pytest.mark.real
 # --- init and key ----------------------------------------------------------------------------------------------------
 
 
-def test_init_makes_three_keys_and_a_policy_that_names_them(shop):
+def test_init_makes_three_keys_and_a_policy_that_names_them(shop: Workshop) -> None:
     home = shop.root / "fresh"
     answer = shop.run("init", "--json", INTAGLIO_HOME=str(home)).ok().json
     assert answer["made"] == ["builder", "release", "evaluator", "policy"]
@@ -43,19 +45,21 @@ def test_init_makes_three_keys_and_a_policy_that_names_them(shop):
     assert {path: path.read_bytes() for path in home.rglob("*") if path.is_file()} == before
 
 
-def test_init_with_a_passphrase_encrypts_the_keys(shop, tmp_path):
+def test_init_with_a_passphrase_encrypts_the_keys(shop: Workshop, tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_text("correct horse\nsecond line\n")
-    for number, (words, environment) in enumerate(
-        [([], {"INTAGLIO_PASSPHRASE": "correct horse"}), (["--passphrase-file", secret], {})]
-    ):
+    ways: list[tuple[list[str | Path], dict[str, str]]] = [
+        ([], {"INTAGLIO_PASSPHRASE": "correct horse"}),
+        (["--passphrase-file", secret], {}),
+    ]
+    for number, (words, environment) in enumerate(ways):
         home = shop.root / f"fresh{number}"
         answer = shop.run("init", "--json", *words, INTAGLIO_HOME=str(home), **environment).ok().json
         assert answer["encrypted"] is True
         assert b"ENCRYPTED" in (home / "keys" / "release.key").read_bytes()
 
 
-def at_a_terminal(shop, answers, *words, **environment):
+def at_a_terminal(shop: Workshop, answers: Sequence[str], *words: str, **environment: str) -> Finished:
     """Run ``intaglio`` as a person does, with a terminal for input and messages; return how it ended and what it shows.
 
     ``answers`` are typed one after the other, each when a question stands there.
@@ -88,7 +92,7 @@ def at_a_terminal(shop, answers, *words, **environment):
     return Finished(process.returncode, out, shown.decode())
 
 
-def test_a_passphrase_is_asked_for_at_a_terminal_and_not_shown(shop):
+def test_a_passphrase_is_asked_for_at_a_terminal_and_not_shown(shop: Workshop) -> None:
     shop.one(COPY)
     home = {"INTAGLIO_HOME": str(shop.root / "asked")}
     made = at_a_terminal(shop, ["correct horse"], "init", "--json", **home).ok()
@@ -104,14 +108,14 @@ def test_a_passphrase_is_asked_for_at_a_terminal_and_not_shown(shop):
     assert shop.run("verify", "tests/shop:1.0.0", **home).ok()
 
 
-def test_without_a_terminal_nobody_is_asked(shop):
+def test_without_a_terminal_nobody_is_asked(shop: Workshop) -> None:
     home = {"INTAGLIO_HOME": str(shop.root / "asked")}
     at_a_terminal(shop, [""], "init", **home).ok()
     assert "ENCRYPTED" not in (shop.root / "asked" / "keys" / "release.key").read_text()
     assert shop.run("init", "--json", INTAGLIO_HOME=str(shop.root / "unasked")).ok().json["encrypted"] is False
 
 
-def test_key_new_makes_a_key_and_never_over_another(shop):
+def test_key_new_makes_a_key_and_never_over_another(shop: Workshop) -> None:
     made = shop.run("key", "new", "bank", "--json").ok().json
     shown = shop.run("key", "show", "bank", "--json").ok().json
     assert shown["id"] == made["id"]
@@ -124,7 +128,7 @@ def test_key_new_makes_a_key_and_never_over_another(shop):
     assert shop.run("key", "show", "nobody").failed(ExitCode.MACHINE)
 
 
-def test_the_shown_public_key_is_one_that_openssl_reads(shop):
+def test_the_shown_public_key_is_one_that_openssl_reads(shop: Workshop) -> None:
     if shutil.which("openssl") is None:
         pytest.skip("no openssl")
     pem = shop.run("key", "show", "release", "--public").ok().out
@@ -137,7 +141,7 @@ def test_the_shown_public_key_is_one_that_openssl_reads(shop):
 # --- lock and update -------------------------------------------------------------------------------------------------
 
 
-def test_lock_says_what_it_pinned_and_then_nothing(shop):
+def test_lock_says_what_it_pinned_and_then_nothing(shop: Workshop) -> None:
     shop.one(COPY, lock=False)
     answer = shop.run("lock", ".", "--json").ok().json
     assert [(change["kind"], change["name"], change["old"]) for change in answer["changes"]] == [
@@ -151,7 +155,7 @@ def test_lock_says_what_it_pinned_and_then_nothing(shop):
     assert "nothing to change" in shop.run("lock").ok().out
 
 
-def test_lock_never_moves_a_pin(shop):
+def test_lock_never_moves_a_pin(shop: Workshop) -> None:
     shop.one(COPY)
     before = (shop.recipe / "Modelfile.lock").read_bytes()
     (shop.recipe / "data.txt").write_text("other\n")
@@ -161,7 +165,7 @@ def test_lock_never_moves_a_pin(shop):
     assert (shop.recipe / "Modelfile.lock").read_bytes() == before
 
 
-def test_update_moves_what_is_named_and_says_from_where_to_where(shop):
+def test_update_moves_what_is_named_and_says_from_where_to_where(shop: Workshop) -> None:
     shop.one(COPY)
     (shop.recipe / "data.txt").write_text("other\n")
     shop.edit("make.py", COPY, 'write("other")\n')
@@ -174,7 +178,7 @@ def test_update_moves_what_is_named_and_says_from_where_to_where(shop):
     assert shop.run("build", "--locked").ok()
 
 
-def test_the_lock_of_a_failed_lock_is_not_written(shop):
+def test_the_lock_of_a_failed_lock_is_not_written(shop: Workshop) -> None:
     shop.one(COPY, lock=False)
     shop.edit("Modelfile.toml", "file:data.txt", "pypi:no-such-package-here==1.0")
     shop.run("lock").failed(ExitCode.SOURCE)
@@ -184,7 +188,7 @@ def test_the_lock_of_a_failed_lock_is_not_written(shop):
 # --- explain, plan ---------------------------------------------------------------------------------------------------
 
 
-def test_explain_has_the_documented_form(shop):
+def test_explain_has_the_documented_form(shop: Workshop) -> None:
     shop.chain("one", "two")
     waiting = shop.run("explain", "two", "--json").ok().json
     assert waiting == {"step": "two", "key": None, "status": "unknown", "differences": []}
@@ -201,16 +205,22 @@ def test_explain_has_the_documented_form(shop):
     assert "did you mean one?" in shop.run("explain", "on").failed(ExitCode.USAGE).err
 
 
-def test_explain_takes_recipe_and_step_in_either_order(shop):
+def test_explain_takes_recipe_and_step_in_either_order(shop: Workshop) -> None:
     shop.chain("one")
-    words = [["one"], [".", "one"], ["one", "."], [shop.recipe, "one"], ["Modelfile.toml", "one"]]
+    words: list[list[str | Path]] = [
+        ["one"],
+        [".", "one"],
+        ["one", "."],
+        [shop.recipe, "one"],
+        ["Modelfile.toml", "one"],
+    ]
     assert len({shop.run("explain", *each).ok().out for each in words}) == 1
 
 
 # --- store -----------------------------------------------------------------------------------------------------------
 
 
-def test_store_list_and_du(shop):
+def test_store_list_and_du(shop: Workshop) -> None:
     assert shop.run("store", "list", "--json").ok().json == {"images": []}
     shop.one('write("x" * 100000)')
     image = shop.built()["image"]
@@ -222,7 +232,7 @@ def test_store_list_and_du(shop):
     assert "blobs" in shop.run("store", "du").ok().out
 
 
-def test_store_verify_finds_and_removes_damage(shop):
+def test_store_verify_finds_and_removes_damage(shop: Workshop) -> None:
     shop.one('write("made")')
     shop.built()
     clean = shop.run("store", "verify", "--json").ok().json
@@ -244,7 +254,7 @@ def test_store_verify_finds_and_removes_damage(shop):
 
 
 @pytest.mark.parametrize("name", ["Shell", "shell"])
-def test_shell_opens_the_sandbox_of_a_step(shop, name):
+def test_shell_opens_the_sandbox_of_a_step(shop: Workshop, name: str) -> None:
     if name == "Shell":
         assert shop.run(name).failed(ExitCode.USAGE)
         return
@@ -263,7 +273,7 @@ def test_shell_opens_the_sandbox_of_a_step(shop, name):
     assert "what the model is made of\none\nbuild\nstep.py\nstep.toml\n" in done.stdout
 
 
-def test_every_answer_under_json_is_one_object(shop):
+def test_every_answer_under_json_is_one_object(shop: Workshop) -> None:
     shop.chain("one")
     shop.built()
     for words in (
@@ -280,6 +290,6 @@ def test_every_answer_under_json_is_one_object(shop):
 
 
 @pytest.mark.parametrize("tag", ["", "sha256:x", "a name", "../up"])
-def test_a_pulled_image_gets_no_name_that_could_not_be_looked_up(shop, tag):
+def test_a_pulled_image_gets_no_name_that_could_not_be_looked_up(shop: Workshop, tag: str) -> None:
     said = shop.run("pull", "localhost:1/models/demo:1", "--tag", tag).failed(ExitCode.USAGE).err
     assert "for --tag" in said

@@ -40,7 +40,7 @@ def run(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
 # --- help ------------------------------------------------------------------------------------------------------------
 
 
-def test_help_begins_with_examples_and_names_every_command():
+def test_help_begins_with_examples_and_names_every_command() -> None:
     done = run("--help")
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
@@ -52,7 +52,7 @@ def test_help_begins_with_examples_and_names_every_command():
 
 
 @pytest.mark.parametrize("command", sorted(COMMANDS), ids=" ".join)
-def test_help_of_a_command_says_what_it_does_and_then_shows_examples(command):
+def test_help_of_a_command_says_what_it_does_and_then_shows_examples(command: tuple[str, ...]) -> None:
     done = run(*command, "--help")
     assert (done.returncode, done.stderr) == (0, "")
     paragraphs = [part.splitlines() for part in done.stdout.split("\n\n")]
@@ -63,7 +63,7 @@ def test_help_of_a_command_says_what_it_does_and_then_shows_examples(command):
         assert "--json" in done.stdout
 
 
-def test_every_command_is_listed_with_what_it_does():
+def test_every_command_is_listed_with_what_it_does() -> None:
     assert list(cli.list_commands(None)) == list(_COMMANDS)  # type: ignore[arg-type]
     for name, summary in _COMMANDS.items():
         assert summary.endswith("."), name
@@ -77,7 +77,7 @@ def modules_after(code: str) -> set[str]:
     return set(json.loads(done.stderr.splitlines()[-1]))
 
 
-def test_help_imports_nothing_but_click():
+def test_help_imports_nothing_but_click() -> None:
     code = "import sys; sys.argv = ['intaglio', '--help']\nfrom intaglio.cli.main import cli\n"
     code += "cli.main(args=['--help'], prog_name='intaglio', standalone_mode=False)"
     found = modules_after(code) - modules_after("import click, json, traceback")
@@ -105,7 +105,7 @@ def test_help_imports_nothing_but_click():
         (["store", "frobnicate"], "No such command"),
     ],
 )
-def test_a_wrong_command_line_is_2_with_a_message(words, says):
+def test_a_wrong_command_line_is_2_with_a_message(words: list[str], says: str) -> None:
     done = run(*words)
     assert done.returncode == ExitCode.USAGE
     assert done.stdout == ""
@@ -123,7 +123,7 @@ def test_a_wrong_command_line_is_2_with_a_message(words, says):
         (["export", "a:1", "x", "--json"], ExitCode.NOT_VERIFIABLE, "NotVerifiable"),
     ],
 )
-def test_an_error_under_json_is_one_object(words, code, kind, tmp_path):
+def test_an_error_under_json_is_one_object(words: list[str], code: ExitCode, kind: str, tmp_path: Path) -> None:
     done = subprocess.run([str(PROGRAM), *words], capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == code
     (line,) = done.stdout.splitlines()
@@ -134,7 +134,7 @@ def test_an_error_under_json_is_one_object(words, code, kind, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_bug_of_ours_is_70_with_its_trace():
+def test_a_bug_of_ours_is_70_with_its_trace() -> None:
     code = (
         "import sys\nfrom intaglio.cli import setting, main as _\nfrom intaglio.cli.main import main\n"
         "def broken(self, *rest): raise KeyError('boom')\n"
@@ -146,7 +146,7 @@ def test_a_bug_of_ours_is_70_with_its_trace():
     assert json.loads(done.stdout)["error"]["type"] == "InternalError"
 
 
-def test_a_store_that_is_no_store_is_left_alone(tmp_path):
+def test_a_store_that_is_no_store_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "letter.txt").write_text("dear")
     done = run("store", "du", "--store", str(tmp_path))
     assert done.returncode == ExitCode.MACHINE
@@ -155,14 +155,14 @@ def test_a_store_that_is_no_store_is_left_alone(tmp_path):
 
 
 @pytest.mark.skipif(os.getuid() == 0, reason="root may write everywhere")
-def test_a_store_that_cannot_be_written_is_50(tmp_path):
+def test_a_store_that_cannot_be_written_is_50(tmp_path: Path) -> None:
     tmp_path.chmod(0o555)
     done = run("store", "du", "--store", str(tmp_path / "store"))
     assert done.returncode == ExitCode.MACHINE
     assert "permission denied" in done.stderr
 
 
-def test_a_read_only_file_system_is_50(tmp_path):
+def test_a_read_only_file_system_is_50(tmp_path: Path) -> None:
     script = 'mount -t tmpfs -o ro tmpfs "$0" && exec "$@"'
     own = ["unshare", "--mount", *([] if os.getuid() == 0 else ["--map-root-user"])]
     done = subprocess.run(
@@ -179,7 +179,7 @@ def test_a_read_only_file_system_is_50(tmp_path):
 # --- streams ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_store_may_be_named_before_or_behind_the_command(tmp_path):
+def test_the_store_may_be_named_before_or_behind_the_command(tmp_path: Path) -> None:
     before = run("--store", str(tmp_path / "a"), "store", "list", "--json")
     behind = run("store", "list", "--json", "--store", str(tmp_path / "b"))
     assert before.stdout == behind.stdout == '{"images": []}\n'
@@ -187,7 +187,7 @@ def test_the_store_may_be_named_before_or_behind_the_command(tmp_path):
     assert (tmp_path / "b" / "oci-layout").exists()
 
 
-def test_a_reader_that_goes_away_ends_the_command_quietly():
+def test_a_reader_that_goes_away_ends_the_command_quietly() -> None:
     """`intaglio … | true`: the reader has gone before anything is written."""
     reader, writer = os.pipe()
     os.close(reader)
@@ -198,7 +198,7 @@ def test_a_reader_that_goes_away_ends_the_command_quietly():
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
-def test_an_answer_that_could_not_be_written_is_no_success():
+def test_an_answer_that_could_not_be_written_is_no_success() -> None:
     with open("/dev/full", "w") as full:
         words = [str(PROGRAM), "store", "list", "--json"]
         done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
@@ -207,14 +207,14 @@ def test_an_answer_that_could_not_be_written_is_no_success():
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_completion_scripts(shell):
+def test_completion_scripts(shell: str) -> None:
     done = run(_INTAGLIO_COMPLETE=f"{shell}_source")
     assert done.returncode == 0, done.stderr
     assert "_INTAGLIO_COMPLETE" in done.stdout
     assert f"{shell}_complete" in done.stdout
 
 
-def test_completion_completes_commands_and_options():
+def test_completion_completes_commands_and_options() -> None:
     words = {"_INTAGLIO_COMPLETE": "bash_complete"}
     done = run(**words, COMP_WORDS="intaglio ver", COMP_CWORD="1")
     assert done.stdout == "plain,verify\n"
@@ -224,7 +224,7 @@ def test_completion_completes_commands_and_options():
     assert set(done.stdout.split()) == {"plain,verify", "plain,du", "plain,list"}
 
 
-def test_the_version():
+def test_the_version() -> None:
     from intaglio import __version__
 
     assert run("--version").stdout == f"intaglio, version {__version__}\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def refused(done: Finished, code: ExitCode | None = None) -> dict[str, Any]:
     return answer
 
 
-def rewrite(path: Path, change) -> None:
+def rewrite(path: Path, change: Callable[..., bytes]) -> None:
     path.chmod(0o644)
     path.write_bytes(change(path.read_bytes()))
 
@@ -49,7 +50,7 @@ def flip(data: bytes) -> bytes:
     return bytes([data[0] ^ 1]) + data[1:]
 
 
-def test_the_answer_has_the_documented_form(built):
+def test_the_answer_has_the_documented_form(built: Workshop) -> None:
     image = built.store.tags()[TAG].digest
     by_name = built.run("verify", TAG, "--json").ok().json
     assert built.run("verify", str(image), "--json").ok().json == by_name
@@ -63,7 +64,7 @@ def test_the_answer_has_the_documented_form(built):
     assert all(rule["rule"] in said for rule in by_name["rules"])
 
 
-def test_a_flipped_bit_in_any_blob_of_the_image_is_refused(built):
+def test_a_flipped_bit_in_any_blob_of_the_image_is_refused(built: Workshop) -> None:
     """Every blob that the image and its referrers are made of: one after the other."""
     assert built.run("export", TAG, "layout").ok()
     blobs = sorted(path.name for path in (built.recipe / "layout" / "blobs" / "sha256").iterdir())
@@ -81,7 +82,7 @@ def test_a_flipped_bit_in_any_blob_of_the_image_is_refused(built):
     assert built.run("verify", TAG).ok()
 
 
-def test_what_another_builder_or_releaser_signed_is_refused(built):
+def test_what_another_builder_or_releaser_signed_is_refused(built: Workshop) -> None:
     (built.home / "keys").rename(built.root / "aside")
     (built.home / "policy.toml").rename(built.root / "policy.toml")
     built.run("init").ok()
@@ -102,11 +103,11 @@ def test_what_another_builder_or_releaser_signed_is_refused(built):
         ([TAG, "--files", "gone"], None),
     ],
 )
-def test_what_is_not_there_is_refused(built, words, code):
+def test_what_is_not_there_is_refused(built: Workshop, words: list[str], code: ExitCode | None) -> None:
     refused(built.run("verify", *words, "--json"), code)
 
 
-def test_without_an_anchor_the_answer_is_no(built):
+def test_without_an_anchor_the_answer_is_no(built: Workshop) -> None:
     (built.home / "policy.toml").unlink()
     answer = refused(built.run("verify", TAG, "--json"), ExitCode.NOT_VERIFIABLE)
     assert "policy" in answer["error"]["message"]
@@ -116,7 +117,7 @@ def test_without_an_anchor_the_answer_is_no(built):
     assert refused(built.run("verify", TAG, "--json", *named), ExitCode.NOT_VERIFIABLE)["image"] is None
 
 
-def test_a_trusted_source_that_does_not_verify_is_a_no(built):
+def test_a_trusted_source_that_does_not_verify_is_a_no(built: Workshop) -> None:
     (built.home / "root.json").write_text("{}")
     (built.home / "tuf").mkdir()
     (built.home / "tuf" / "state.json").write_text("{}")
@@ -124,13 +125,13 @@ def test_a_trusted_source_that_does_not_verify_is_a_no(built):
     assert [rule["rule"] for rule in answer["rules"]] == ["source"]
 
 
-def test_a_kit_that_is_none_is_a_no(built):
+def test_a_kit_that_is_none_is_a_no(built: Workshop) -> None:
     (built.root / "no.kit").write_text("no")
     answer = refused(built.run("kit", "verify", built.root / "no.kit", "--json"), ExitCode.CORRUPT)
     assert [rule["rule"] for rule in answer["rules"]] == ["kit"]
 
 
-def test_a_folder_that_is_called_like_an_image_changes_nothing(built):
+def test_a_folder_that_is_called_like_an_image_changes_nothing(built: Workshop) -> None:
     """What stands in the folder that a command happens to be run from decides nothing."""
     image = built.run("verify", TAG, "--json").ok().json["image"]
     assert built.run("export", TAG, "layout").ok()
@@ -142,7 +143,7 @@ def test_a_folder_that_is_called_like_an_image_changes_nothing(built):
     refused(built.run("verify", built.recipe / TAG, "--json"), ExitCode.CORRUPT)
 
 
-def test_a_layout_is_named_by_its_path(built):
+def test_a_layout_is_named_by_its_path(built: Workshop) -> None:
     assert built.run("export", TAG, "layout").ok()
     assert "intaglio verify ./layout" in built.run("verify", "layout").failed(ExitCode.NOT_VERIFIABLE).err
     built.run("verify", "./layout").ok()
@@ -151,11 +152,11 @@ def test_a_layout_is_named_by_its_path(built):
     assert "expected an OCI image layout" in built.run("verify", "./gone").failed(ExitCode.NOT_VERIFIABLE).err
 
 
-def test_a_name_close_by_is_proposed(built):
+def test_a_name_close_by_is_proposed(built: Workshop) -> None:
     assert f"did you mean {TAG}?" in built.run("verify", "tests/shop:1.0.1").failed(ExitCode.NOT_VERIFIABLE).err
 
 
-def test_a_tree_is_no_image(built):
+def test_a_tree_is_no_image(built: Workshop) -> None:
     answer = built.built()
     refused(built.run("verify", answer["steps"][0]["output"], "--json"))
 
@@ -163,7 +164,7 @@ def test_a_tree_is_no_image(built):
 # --- exported --------------------------------------------------------------------------------------------------------
 
 
-def test_an_exported_layout_verifies_by_itself_and_refuses_every_flipped_bit(built):
+def test_an_exported_layout_verifies_by_itself_and_refuses_every_flipped_bit(built: Workshop) -> None:
     assert built.run("export", TAG, "layout", "--json").ok().json["target"] == "layout"
     other = ["--store", str(built.root / "no store")]
     assert built.run("verify", "./layout", "--json", *other).ok().json["verdict"] == "verified"
@@ -181,7 +182,7 @@ def test_an_exported_layout_verifies_by_itself_and_refuses_every_flipped_bit(bui
     assert built.run("verify", "./layout", *other).ok()
 
 
-def test_an_export_is_a_copy_and_never_written_over(built):
+def test_an_export_is_a_copy_and_never_written_over(built: Workshop) -> None:
     assert built.run("export", TAG, "layout").ok()
     assert built.run("export", TAG, "--files", "files").ok()
     for folder in ("layout", "files"):
@@ -195,7 +196,7 @@ def test_an_export_is_a_copy_and_never_written_over(built):
     assert "is there already" in built.run("export", TAG, "--files", "files").failed(ExitCode.USAGE).err
 
 
-def test_a_damaged_image_is_not_exported(built):
+def test_a_damaged_image_is_not_exported(built: Workshop) -> None:
     layer = built.store.tree(Digest(built.built()["steps"][0]["output"])).files[-1]
     rewrite(built.store.path(layer.digest), flip)
     for words in (["layout"], ["--files", "files"]):
@@ -209,7 +210,7 @@ def test_a_damaged_image_is_not_exported(built):
     ]
 
 
-def extra(name: str, data: bytes = b""):
+def extra(name: str, data: bytes = b"") -> Callable[[Path], None]:
     def change(folder: Path) -> None:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(data)
@@ -217,7 +218,7 @@ def extra(name: str, data: bytes = b""):
     return change
 
 
-CHANGES = {
+CHANGES: dict[str, Callable[..., object]] = {
     "flipped": lambda folder: rewrite(folder / "model.txt", flip),
     "truncated": lambda folder: rewrite(folder / "model.txt", lambda data: data[:-1]),
     "grown": lambda folder: rewrite(folder / "empty.txt", lambda data: data + b"\n"),
@@ -247,7 +248,7 @@ CHANGES = {
 }
 
 
-def test_a_plain_folder_must_hold_exactly_the_images_files(built):
+def test_a_plain_folder_must_hold_exactly_the_images_files(built: Workshop) -> None:
     for name, change in CHANGES.items():
         assert built.run("export", TAG, "--files", "files").ok()
         assert built.run("verify", TAG, "--files", "files", "--json").ok().json["verdict"] == "verified"
@@ -260,13 +261,13 @@ def test_a_plain_folder_must_hold_exactly_the_images_files(built):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def test_an_empty_folder_may_be_there_before(built):
+def test_an_empty_folder_may_be_there_before(built: Workshop) -> None:
     (built.recipe / "files").mkdir()
     assert built.run("export", TAG, "--files", "files").ok()
     assert (built.recipe / "files" / "model.sig").exists()
 
 
-def test_without_a_store_verify_makes_none(tmp_path, shop):
+def test_without_a_store_verify_makes_none(tmp_path: Path, shop: Workshop) -> None:
     place = tmp_path / "nowhere"
     shop.one(COPY)
     refused(shop.run("verify", TAG, "--store", place, "--json"), ExitCode.NOT_VERIFIABLE)

@@ -197,7 +197,9 @@ def test_the_check_may_trust_what_was_hashed(draft: Draft, tmp_path: Path) -> No
     assert all(found >= files for found in hashed)
 
 
-def test_more_attachments_than_are_taken_are_refused(draft: Draft, tmp_path: Path, monkeypatch) -> None:
+def test_more_attachments_than_are_taken_are_refused(
+    draft: Draft, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Whoever may push there can bring an image to that bound: what ADR 21 says."""
     other = Store.open(tmp_path / "other")
     monkeypatch.setattr(copy, "MAX_REFERRERS", len(draft.referrers))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from intaglio.content.descriptor import EMPTY, Descriptor, parse_annotations
@@ -12,18 +14,18 @@ DIGEST = Digest.of(b"x")
 VALUE = {"mediaType": "a/b", "digest": str(DIGEST), "size": 1}
 
 
-def test_absent_parts_are_left_out():
+def test_absent_parts_are_left_out() -> None:
     assert Descriptor("a/b", DIGEST, 1).to_json() == VALUE
     full = Descriptor("a/b", DIGEST, 1, "c/d", {"k": "v"})
     assert full.to_json() == {**VALUE, "artifactType": "c/d", "annotations": {"k": "v"}}
 
 
 @pytest.mark.parametrize("more", [{}, {"artifactType": "c/d"}, {"annotations": {"k": "v", "l": ""}}])
-def test_what_is_written_is_read_back(more):
+def test_what_is_written_is_read_back(more: dict[str, Any]) -> None:
     assert Descriptor.parse({**VALUE, **more}, "x").to_json() == {**VALUE, **more}
 
 
-def test_the_form_of_an_image_index_entry_with_empty_annotations_is_read():
+def test_the_form_of_an_image_index_entry_with_empty_annotations_is_read() -> None:
     assert Descriptor.parse({**VALUE, "annotations": {}}, "x") == Descriptor("a/b", DIGEST, 1)
 
 
@@ -42,18 +44,18 @@ def test_the_form_of_an_image_index_entry_with_empty_annotations_is_read():
         {"mediaType": "a/b", "digest": str(DIGEST)}, {"digest": str(DIGEST), "size": 1},
     ],
 )  # fmt: skip
-def test_anything_else_is_refused(value):
+def test_anything_else_is_refused(value: object) -> None:
     with pytest.raises(CorruptContent):
         Descriptor.parse(value, "the entry")
 
 
-def test_annotations_are_strings_or_absent():
+def test_annotations_are_strings_or_absent() -> None:
     assert parse_annotations(None, "x") == {}
     assert parse_annotations({"a": "b"}, "x") == {"a": "b"}
     with pytest.raises(CorruptContent, match="x: annotations"):
         parse_annotations({"a": 1}, "x")
 
 
-def test_the_empty_blob():
+def test_the_empty_blob() -> None:
     """OCI image specification 1.1, "Guidance for an Empty Descriptor"."""
     assert str(Digest.of(EMPTY)) == "sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,13 +24,13 @@ def manifest(n: int) -> Digest:
 
 
 @pytest.fixture
-def index(tmp_path: Path):
+def index(tmp_path: Path) -> Iterator[Index]:
     made = Index(tmp_path / "index.sqlite")
     yield made
     made.close()
 
 
-def test_referrers_and_claims(index):
+def test_referrers_and_claims(index: Index) -> None:
     assert index.fresh
     index.add_referrer(SUBJECT, manifest(1), None)
     index.add_referrer(SUBJECT, manifest(2), KEY)
@@ -42,14 +43,14 @@ def test_referrers_and_claims(index):
     assert index.referrers(SUBJECT) == index.claims(KEY) == ()
 
 
-def test_history_is_newest_first_without_repeats(index):
+def test_history_is_newest_first_without_repeats(index: Index) -> None:
     for key in (KEYS[0], KEYS[0], KEYS[1], KEYS[0]):
         index.record("recipe", "step", key)
     assert index.history("recipe", "step") == (KEYS[0], KEYS[1], KEYS[0])
     assert index.history("recipe", "other") == index.history("other", "step") == ()
 
 
-def test_stamps(index):
+def test_stamps(index: Index) -> None:
     assert index.stamp("/a") is None
     index.set_stamp("/a", "1 2 3", SUBJECT)
     assert index.stamp("/a") == ("1 2 3", SUBJECT)
@@ -57,7 +58,7 @@ def test_stamps(index):
     assert index.stamp("/a") == ("4 5 6", OTHER)
 
 
-def test_it_is_still_there_when_opened_again(index, tmp_path):
+def test_it_is_still_there_when_opened_again(index: Index, tmp_path: Path) -> None:
     index.add_referrer(SUBJECT, manifest(1), KEY)
     index.filled()
     again = Index(tmp_path / "index.sqlite")
@@ -66,7 +67,7 @@ def test_it_is_still_there_when_opened_again(index, tmp_path):
     again.close()
 
 
-def test_a_transaction_that_fails_changes_nothing(index):
+def test_a_transaction_that_fails_changes_nothing(index: Index) -> None:
     index.add_referrer(SUBJECT, manifest(1), None)
     with pytest.raises(RuntimeError), index.transaction():  # noqa: PT012
         index.forget_referrers()
@@ -74,7 +75,7 @@ def test_a_transaction_that_fails_changes_nothing(index):
     assert index.referrers(SUBJECT) == (manifest(1),)
 
 
-def test_until_it_was_filled_whole_it_is_fresh(index, tmp_path):
+def test_until_it_was_filled_whole_it_is_fresh(index: Index, tmp_path: Path) -> None:
     """Who crashes while it is being filled leaves it to the next."""
     with pytest.raises(KeyboardInterrupt), index.transaction():  # noqa: PT012
         index.add_referrer(SUBJECT, manifest(1), None)
@@ -93,7 +94,7 @@ def test_until_it_was_filled_whole_it_is_fresh(index, tmp_path):
 
 
 @pytest.mark.parametrize("damage", [b"", b"not a database at all", b"SQLite format 3\0" + b"\xff" * 4096])
-def test_a_file_that_is_no_database_is_made_anew(tmp_path, damage):
+def test_a_file_that_is_no_database_is_made_anew(tmp_path: Path, damage: bytes) -> None:
     path = tmp_path / "index.sqlite"
     first = Index(path)
     first.add_referrer(SUBJECT, manifest(1), None)
@@ -108,7 +109,7 @@ def test_a_file_that_is_no_database_is_made_anew(tmp_path, damage):
     second.close()
 
 
-def test_damage_inside_is_noticed(tmp_path):
+def test_damage_inside_is_noticed(tmp_path: Path) -> None:
     path = tmp_path / "index.sqlite"
     first = Index(path)
     with first.transaction():
@@ -126,7 +127,7 @@ def test_damage_inside_is_noticed(tmp_path):
     second.close()
 
 
-def test_what_cannot_be_written_is_an_error_of_this_machine(tmp_path):
+def test_what_cannot_be_written_is_an_error_of_this_machine(tmp_path: Path) -> None:
     path = tmp_path / "index.sqlite"
     path.mkdir()
     with pytest.raises(MachineError, match="unable to open database file"):
@@ -134,7 +135,7 @@ def test_what_cannot_be_written_is_an_error_of_this_machine(tmp_path):
     assert path.is_dir()
 
 
-def test_threads_share_it(index):
+def test_threads_share_it(index: Index) -> None:
     def add(start: int) -> None:
         for n in range(start, start + 50):
             index.add_referrer(SUBJECT, manifest(n), None)
@@ -159,7 +160,7 @@ for n in range(40):
 """
 
 
-def test_processes_share_it(tmp_path):
+def test_processes_share_it(tmp_path: Path) -> None:
     path = tmp_path / "index.sqlite"
     started = [subprocess.Popen([sys.executable, "-c", PROCESS, str(path), str(n)]) for n in range(4)]
     assert [process.wait(timeout=60) for process in started] == [0] * 4

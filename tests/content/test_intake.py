@@ -9,7 +9,9 @@ import stat
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import pytest
 from hypothesis import given, settings
@@ -20,7 +22,7 @@ from intaglio.content.layout import Store
 from intaglio.content.tree import MAX_FILES
 from intaglio.digest import Digest
 from intaglio.errors import CorruptContent
-from intaglio.progress import Silent
+from intaglio.progress import Silent, Task
 
 
 @pytest.fixture
@@ -49,7 +51,7 @@ def leftovers(store: Store) -> list[str]:
 
 
 @pytest.mark.parametrize("move", [False, True])
-def test_a_folder_becomes_a_tree(store, folder, move):
+def test_a_folder_becomes_a_tree(store: Store, folder: Path, move: bool) -> None:
     (folder / "run").write_bytes(b"#!")
     (folder / "run").chmod(0o755)
     (folder / "empty folder").mkdir()
@@ -70,12 +72,12 @@ def test_a_folder_becomes_a_tree(store, folder, move):
 
 
 @pytest.mark.parametrize("move", [False, True])
-def test_a_single_file_becomes_a_tree_of_one(store, folder, move):
+def test_a_single_file_becomes_a_tree_of_one(store: Store, folder: Path, move: bool) -> None:
     tree = store.ingest(folder / "a.txt", move=move)
     assert [(file.path, file.digest) for file in tree.files] == [("a.txt", Digest.of(b"a"))]
 
 
-def test_the_order_and_times_of_files_do_not_matter(store, tmp_path):
+def test_the_order_and_times_of_files_do_not_matter(store: Store, tmp_path: Path) -> None:
     trees = []
     for number, names in enumerate([["x", "y", "z"], ["z", "x", "y"]]):
         made = tmp_path / str(number)
@@ -87,7 +89,7 @@ def test_the_order_and_times_of_files_do_not_matter(store, tmp_path):
     assert trees[0].digest == trees[1].digest
 
 
-def test_files_of_one_content_are_one_blob(store, tmp_path):
+def test_files_of_one_content_are_one_blob(store: Store, tmp_path: Path) -> None:
     made = tmp_path / "same"
     made.mkdir()
     for n in range(20):
@@ -158,7 +160,9 @@ def bad_bytes(folder: Path) -> None:
         bad_bytes,
     ],
 )  # fmt: skip
-def test_what_is_no_plain_file_is_refused(store, folder, spoil, move):
+def test_what_is_no_plain_file_is_refused(
+    store: Store, folder: Path, spoil: Callable[[Path], None], move: bool
+) -> None:
     spoil(folder)
     with pytest.raises(CorruptContent):
         store.ingest(folder, move=move)
@@ -166,7 +170,7 @@ def test_what_is_no_plain_file_is_refused(store, folder, spoil, move):
     assert leftovers(store) == []
 
 
-def test_a_hard_link_is_refused_when_moving_and_copied_otherwise(store, folder, tmp_path):
+def test_a_hard_link_is_refused_when_moving_and_copied_otherwise(store: Store, folder: Path, tmp_path: Path) -> None:
     os.link(folder / "a.txt", tmp_path / "mine")
     with pytest.raises(CorruptContent, match="a hard link"):
         store.ingest(folder, move=True)
@@ -178,14 +182,14 @@ def test_a_hard_link_is_refused_when_moving_and_copied_otherwise(store, folder, 
 
 
 @pytest.mark.parametrize("empty", ["no files", "only folders"])
-def test_no_file_at_all_is_refused(store, tmp_path, empty):
+def test_no_file_at_all_is_refused(store: Store, tmp_path: Path, empty: str) -> None:
     made = tmp_path / "made"
     (made / "sub" if empty == "only folders" else made).mkdir(parents=True)
     with pytest.raises(CorruptContent, match="at least one file"):
         store.ingest(made, move=True)
 
 
-def test_too_many_files_are_refused_with_a_hint_to_pack(store, tmp_path):
+def test_too_many_files_are_refused_with_a_hint_to_pack(store: Store, tmp_path: Path) -> None:
     made = tmp_path / "many"
     made.mkdir()
     for n in range(MAX_FILES + 1):
@@ -196,7 +200,7 @@ def test_too_many_files_are_refused_with_a_hint_to_pack(store, tmp_path):
     assert blobs(store) == set()
 
 
-def test_a_single_link_or_device_is_refused(store, folder, tmp_path):
+def test_a_single_link_or_device_is_refused(store: Store, folder: Path, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(folder)
     (tmp_path / "file link").symlink_to(folder / "a.txt")
     for place in (tmp_path / "link", tmp_path / "file link", Path("/dev/null")):
@@ -207,7 +211,7 @@ def test_a_single_link_or_device_is_refused(store, folder, tmp_path):
     assert blobs(store) == set()
 
 
-def test_a_fifo_does_not_make_it_wait(store, tmp_path):
+def test_a_fifo_does_not_make_it_wait(store: Store, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     with pytest.raises(CorruptContent, match="a FIFO"):
         store.adopt(tmp_path / "fifo", move=True)
@@ -216,12 +220,12 @@ def test_a_fifo_does_not_make_it_wait(store, tmp_path):
 # --- races -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_link_raced_into_place_is_not_followed(store, folder, monkeypatch):
+def test_a_link_raced_into_place_is_not_followed(store: Store, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file becomes a link between the look at the folder and the opening."""
     (folder.parent / "secret").write_text("secret")
     real = intake.adopt
 
-    def swap(path, *rest, **more):
+    def swap(path: Path, *rest: Any, **more: Any) -> tuple[Digest, int]:
         if path.name == "a.txt":
             path.unlink()
             path.symlink_to(folder.parent / "secret")
@@ -233,10 +237,12 @@ def test_a_link_raced_into_place_is_not_followed(store, folder, monkeypatch):
     assert Digest.of(b"secret").hex not in blobs(store)
 
 
-def test_a_file_replaced_while_it_is_moved_is_refused(store, folder, monkeypatch):
+def test_a_file_replaced_while_it_is_moved_is_refused(
+    store: Store, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real = intake._hash
 
-    def swap(stream, task=None):
+    def swap(stream: BinaryIO, task: Task | None = None) -> tuple[Digest, int]:
         found = real(stream, task)
         (folder / "new").write_bytes(b"x")
         (folder / "new").rename(folder / "a.txt")
@@ -248,10 +254,12 @@ def test_a_file_replaced_while_it_is_moved_is_refused(store, folder, monkeypatch
     assert blobs(store) == set()
 
 
-def test_a_file_that_grows_while_it_is_moved_is_refused(store, folder, monkeypatch):
+def test_a_file_that_grows_while_it_is_moved_is_refused(
+    store: Store, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real = intake._hash
 
-    def grow(stream, task=None):
+    def grow(stream: BinaryIO, task: Task | None = None) -> tuple[Digest, int]:
         found = real(stream, task)
         with open(folder / "a.txt", "ab") as more:
             more.write(b"more")
@@ -267,7 +275,7 @@ def test_a_file_that_grows_while_it_is_moved_is_refused(store, folder, monkeypat
 
 
 @pytest.mark.parametrize("move", [False, True])
-def test_adopting_what_was_promised(store, folder, move):
+def test_adopting_what_was_promised(store: Store, folder: Path, move: bool) -> None:
     place = folder / "a.txt"
     with pytest.raises(CorruptContent, match="expected sha256:"):
         store.adopt(place, expected=Digest.of(b"other"), move=move)
@@ -278,14 +286,14 @@ def test_adopting_what_was_promised(store, folder, move):
     assert place.exists() is not move
 
 
-def test_a_missing_file_is_not_found(store, tmp_path):
+def test_a_missing_file_is_not_found(store: Store, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         store.adopt(tmp_path / "nothing", move=False)
 
 
 @settings(deadline=None, max_examples=25)
 @given(data=st.binary(max_size=3 * 4096))
-def test_any_bytes_come_back(data, tmp_path_factory):
+def test_any_bytes_come_back(data: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
     root = tmp_path_factory.mktemp("any")
     store = Store.open(root / "store")
     (root / "file").write_bytes(data)
@@ -294,7 +302,7 @@ def test_any_bytes_come_back(data, tmp_path_factory):
 
 
 @pytest.mark.parametrize("size", [0, 1, intake.BUFFER - 1, intake.BUFFER, intake.BUFFER + 1, 3 * intake.BUFFER + 7])
-def test_sizes_around_the_buffer(store, tmp_path, size):
+def test_sizes_around_the_buffer(store: Store, tmp_path: Path, size: int) -> None:
     data = os.urandom(size)
     for move in (False, True):
         (tmp_path / "file").write_bytes(data)
@@ -306,7 +314,7 @@ def test_sizes_around_the_buffer(store, tmp_path, size):
 # --- writers ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_writer_shows_nothing_before_commit(store):
+def test_a_writer_shows_nothing_before_commit(store: Store) -> None:
     with store.writer(expected=Digest.of(b"hello world")) as writer:
         writer.write(b"hello ")
         assert blobs(store) == set()
@@ -317,7 +325,7 @@ def test_a_writer_shows_nothing_before_commit(store):
     assert leftovers(store) == []
 
 
-def test_a_writer_left_without_commit_leaves_nothing(store):
+def test_a_writer_left_without_commit_leaves_nothing(store: Store) -> None:
     with store.writer() as writer:
         writer.write(b"x")
     with pytest.raises(RuntimeError), store.writer() as writer:  # noqa: PT012
@@ -344,7 +352,7 @@ with store.scratch("work") as scratch, store.writer() as writer:
 """
 
 
-def test_a_killed_writer_leaves_nothing_visible_and_is_swept(store, monkeypatch):
+def test_a_killed_writer_leaves_nothing_visible_and_is_swept(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     process = subprocess.Popen([sys.executable, "-c", WRITER, str(store.root)], stdout=subprocess.PIPE)
     assert process.stdout is not None
     assert process.stdout.readline() == b"ready\n"
@@ -363,7 +371,7 @@ def test_a_killed_writer_leaves_nothing_visible_and_is_swept(store, monkeypatch)
     assert leftovers(store) == []
 
 
-def test_sweeping_takes_whatever_a_crash_can_leave(store, monkeypatch):
+def test_sweeping_takes_whatever_a_crash_can_leave(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     tmp = store.root / "tmp"
     (tmp / "made-but-not-locked").mkdir()
     (tmp / "half-removed" / "d" / "sub").mkdir(parents=True)
@@ -380,7 +388,7 @@ def test_sweeping_takes_whatever_a_crash_can_leave(store, monkeypatch):
     assert leftovers(store) == []
 
 
-def test_removing_takes_folders_whose_modes_forbid_it_and_follows_no_link(tmp_path):
+def test_removing_takes_folders_whose_modes_forbid_it_and_follows_no_link(tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     outside.mkdir(mode=0o711)
     folder = tmp_path / "folder"
@@ -397,7 +405,7 @@ def test_removing_takes_folders_whose_modes_forbid_it_and_follows_no_link(tmp_pa
 # --- other files -----------------------------------------------------------------------------------------------------
 
 
-def test_a_file_is_replaced_whole(tmp_path):
+def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
     intake.replace_file(tmp_path / "f", b"one", tmp_path)
     with open(tmp_path / "f", "rb") as reader:
         intake.replace_file(tmp_path / "f", b"two", tmp_path)
@@ -409,7 +417,7 @@ def test_a_file_is_replaced_whole(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["f"]
 
 
-def test_checking_blobs_finds_each_kind_of_damage(store):
+def test_checking_blobs_finds_each_kind_of_damage(store: Store) -> None:
     good = store.put(b"good")
     bad = store.put(b"bad")
     store.path(bad).chmod(0o644)
@@ -427,7 +435,7 @@ def test_checking_blobs_finds_each_kind_of_damage(store):
     assert (count, len(found)) == (4, 3)
 
 
-def test_several_files_are_hashed_at_once(store, tmp_path, monkeypatch):
+def test_several_files_are_hashed_at_once(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two threads meet inside: were one file taken after the other, they never would."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
     made = tmp_path / "two"
@@ -437,7 +445,7 @@ def test_several_files_are_hashed_at_once(store, tmp_path, monkeypatch):
     meeting = threading.Barrier(2, timeout=30)
     real = intake._hash
 
-    def meet(stream, task=None):
+    def meet(stream: BinaryIO, task: Task | None = None) -> tuple[Digest, int]:
         meeting.wait()
         return real(stream, task)
 

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any, NoReturn
 
 import pytest
 from tests import images
@@ -19,7 +20,7 @@ from tests import images
 from intaglio.content.descriptor import EMPTY, MANIFEST_TYPE, Descriptor
 from intaglio.content.layout import ABANDONED, ACTION, REF_NAME, Store, check_name
 from intaglio.content.modelpack import MODEL_TYPE
-from intaglio.content.tree import File
+from intaglio.content.tree import File, Tree
 from intaglio.digest import ActionKey, Digest
 from intaglio.errors import CorruptContent, MachineError, NotVerifiable, UsageError
 
@@ -41,7 +42,7 @@ def spoil(store: Store, digest: Digest, data: bytes) -> None:
 # --- the layout ------------------------------------------------------------------------------------------------------
 
 
-def test_a_new_store_is_an_empty_layout(tmp_path):
+def test_a_new_store_is_an_empty_layout(tmp_path: Path) -> None:
     store = Store.open(tmp_path / "a" / "b" / "store")
     assert json.loads((store.root / "oci-layout").read_bytes()) == {"imageLayoutVersion": "1.0.0"}
     assert json.loads((store.root / "index.json").read_bytes()) == {
@@ -53,14 +54,14 @@ def test_a_new_store_is_an_empty_layout(tmp_path):
     assert store.tags() == {}
 
 
-def test_opening_again_changes_nothing(store):
+def test_opening_again_changes_nothing(store: Store) -> None:
     digest = store.put(b"x")
     before = {path: path.stat().st_mtime_ns for path in store.root.rglob("*")}
     assert Store.open(store.root).read(digest, what="x") == b"x"
     assert {path: path.stat().st_mtime_ns for path in store.root.rglob("*")} == before
 
 
-def test_a_relative_place_stays_the_same_place(tmp_path, monkeypatch):
+def test_a_relative_place_stays_the_same_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     store = Store.open(Path("store"))
     monkeypatch.chdir("/")
@@ -68,14 +69,14 @@ def test_a_relative_place_stays_the_same_place(tmp_path, monkeypatch):
     assert store.root == tmp_path / "store"
 
 
-def test_a_folder_of_other_things_is_left_alone(tmp_path):
+def test_a_folder_of_other_things_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "letter").write_text("dear")
     with pytest.raises(MachineError, match="expected a store or an empty folder"):
         Store.open(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["letter"]
 
 
-def test_another_version_of_the_layout_is_refused(store):
+def test_another_version_of_the_layout_is_refused(store: Store) -> None:
     (store.root / "oci-layout").write_text('{"imageLayoutVersion":"2.0.0"}')
     with pytest.raises(MachineError, match=r"version 1\.0\.0"):
         Store.open(store.root)
@@ -84,7 +85,7 @@ def test_another_version_of_the_layout_is_refused(store):
 # --- blobs -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_blob_is_read_only_and_comes_back(store):
+def test_a_blob_is_read_only_and_comes_back(store: Store) -> None:
     digest = store.put(b"data")
     assert digest == Digest.of(b"data")
     assert stat.S_IMODE(store.path(digest).stat().st_mode) == 0o444
@@ -98,7 +99,7 @@ def test_a_blob_is_read_only_and_comes_back(store):
     assert store.path(digest).stat().st_ino == inode, "an intact blob is kept"
 
 
-def test_reading_re_hashes_and_is_bounded(store):
+def test_reading_re_hashes_and_is_bounded(store: Store) -> None:
     digest = store.put(b"data")
     with pytest.raises(CorruptContent, match="at most 3 bytes"):
         store.read(digest, what="x", max_bytes=3)
@@ -110,7 +111,7 @@ def test_reading_re_hashes_and_is_bounded(store):
 
 
 @pytest.mark.parametrize("damaged", [b"DATA", b"", b"data and more"])
-def test_putting_again_heals_a_damaged_blob(store, tmp_path, damaged):
+def test_putting_again_heals_a_damaged_blob(store: Store, tmp_path: Path, damaged: bytes) -> None:
     (tmp_path / "file").write_bytes(b"data")
     for heal in (
         lambda: store.put(b"data"),
@@ -124,7 +125,7 @@ def test_putting_again_heals_a_damaged_blob(store, tmp_path, damaged):
         assert stat.S_IMODE(store.path(digest).stat().st_mode) == 0o444
 
 
-def test_verifying_the_store_finds_damage(store):
+def test_verifying_the_store_finds_damage(store: Store) -> None:
     good, bad = store.put(b"good"), store.put(b"bad")
     assert store.verify() == (2, ())
     spoil(store, bad, b"BAD")
@@ -138,7 +139,7 @@ def test_verifying_the_store_finds_damage(store):
 
 
 @pytest.fixture
-def tree(store, tmp_path):
+def tree(store: Store, tmp_path: Path) -> Tree:
     folder = tmp_path / "folder"
     (folder / "sub").mkdir(parents=True)
     (folder / "a").write_bytes(b"a" * 1000)
@@ -147,7 +148,7 @@ def tree(store, tmp_path):
     return store.ingest(folder, move=False)
 
 
-def test_a_tree_needs_its_blobs(store):
+def test_a_tree_needs_its_blobs(store: Store) -> None:
     with pytest.raises(NotVerifiable, match="is not in the store"):
         store.put_tree([File("a", Digest.of(b"a"), 1)])
     digest = store.put(b"a")
@@ -156,7 +157,7 @@ def test_a_tree_needs_its_blobs(store):
     assert store.put_tree([File("a", digest, 1)]).files[0].path == "a"
 
 
-def test_a_whole_tree_is_told_from_one_that_lacks_something(store, tree):
+def test_a_whole_tree_is_told_from_one_that_lacks_something(store: Store, tree: Tree) -> None:
     assert store.has_tree(tree.digest)
     file = store.path(tree.files[0].digest)
     file.rename(file.with_name("aside"))
@@ -170,13 +171,13 @@ def test_a_whole_tree_is_told_from_one_that_lacks_something(store, tree):
     assert not store.has_tree(tree.digest)
 
 
-def test_a_damaged_manifest_is_no_tree(store, tree):
+def test_a_damaged_manifest_is_no_tree(store: Store, tree: Tree) -> None:
     spoil(store, tree.digest, tree.manifest().replace(b"sub/run", b"sub/fun"))
     with pytest.raises(CorruptContent):
         store.tree(tree.digest)
 
 
-def test_checking_a_tree_reads_its_bytes(store, tree):
+def test_checking_a_tree_reads_its_bytes(store: Store, tree: Tree) -> None:
     store.check_tree(tree)
     spoil(store, tree.files[0].digest, b"A" + b"a" * 999)
     assert store.has_tree(tree.digest), "sizes do not tell"
@@ -188,7 +189,7 @@ def test_checking_a_tree_reads_its_bytes(store, tree):
         store.check_tree(tree)
 
 
-def test_links_are_read_only_and_share_the_blobs(store, tree, tmp_path):
+def test_links_are_read_only_and_share_the_blobs(store: Store, tree: Tree, tmp_path: Path) -> None:
     store.link_tree(tree, tmp_path / "in")
     plain, program = tmp_path / "in" / "a", tmp_path / "in" / "sub" / "run"
     assert plain.samefile(store.path(tree.files[0].digest))
@@ -197,7 +198,7 @@ def test_links_are_read_only_and_share_the_blobs(store, tree, tmp_path):
     assert stat.S_IMODE(store.path(tree.files[1].digest).stat().st_mode) == 0o444, "a blob is never executable"
 
 
-def test_copies_are_the_users_own(store, tree, tmp_path):
+def test_copies_are_the_users_own(store: Store, tree: Tree, tmp_path: Path) -> None:
     store.copy_tree(tree, tmp_path / "out")
     plain, program = tmp_path / "out" / "a", tmp_path / "out" / "sub" / "run"
     assert not plain.samefile(store.path(tree.files[0].digest))
@@ -235,7 +236,7 @@ SUBJECT = Digest.of(b"subject")
 KEY = ActionKey(str(Digest.of(b"action")))
 
 
-def test_referrers_are_found_by_subject_and_claims_by_action(store):
+def test_referrers_are_found_by_subject_and_claims_by_action(store: Store) -> None:
     one, two = add(store, SUBJECT, "one"), add(store, SUBJECT, "two", KEY)
     add(store, Digest.of(b"other"), "three")
     assert {found.digest for found in store.referrers(SUBJECT)} == {one, two}
@@ -245,7 +246,7 @@ def test_referrers_are_found_by_subject_and_claims_by_action(store):
     assert described.size == store.path(one).stat().st_size
 
 
-def test_a_manifest_without_a_subject_refers_to_nothing(store):
+def test_a_manifest_without_a_subject_refers_to_nothing(store: Store) -> None:
     with pytest.raises(CorruptContent, match="has no subject"):
         store.put_referrer(b'{"schemaVersion":2}', [])
     assert blobs(store) == set()
@@ -255,7 +256,7 @@ def test_a_manifest_without_a_subject_refers_to_nothing(store):
     "change",
     [{"artifactType": 5}, {"annotations": {"a": 1}}, {"annotations": {"a": "x" * 5000}}, {"subject": {"digest": "x"}}],
 )
-def test_a_referrer_that_no_index_could_list_is_none(store, change):
+def test_a_referrer_that_no_index_could_list_is_none(store: Store, change: dict[str, Any]) -> None:
     data = json.dumps({**json.loads(referrer(store, SUBJECT, "one")[0]), **change}).encode()
     with pytest.raises(CorruptContent):
         store.put_referrer(data, [])
@@ -265,14 +266,14 @@ def test_a_referrer_that_no_index_could_list_is_none(store, change):
     assert store.rebuild_index() == 0
 
 
-def test_an_action_that_is_none_leads_nowhere(store):
+def test_an_action_that_is_none_leads_nowhere(store: Store) -> None:
     data = json.dumps({**json.loads(referrer(store, SUBJECT, "one")[0]), "annotations": {ACTION: "junk"}}).encode()
     assert [one.digest for one in store.referrers(SUBJECT)] == []
     store.put_referrer(data, [])
     assert [one.digest for one in store.referrers(SUBJECT)] == [Digest.of(data)]
 
 
-def test_unfinished_downloads_are_kept_for_two_weeks(store):
+def test_unfinished_downloads_are_kept_for_two_weeks(store: Store) -> None:
     digests = [Digest.of(text) for text in (b"young", b"old", b"held")]
     young, old, held = (store.partial(digest) for digest in digests)
     for path in (young, old, held):
@@ -288,7 +289,7 @@ def test_unfinished_downloads_are_kept_for_two_weeks(store):
     assert [path.name for path in (store.root / "partial").iterdir()] == [young.name]
 
 
-def test_the_index_is_not_taken_at_its_word(store):
+def test_the_index_is_not_taken_at_its_word(store: Store) -> None:
     one = add(store, SUBJECT, "one", KEY)
     lie = store.put(referrer(store, Digest.of(b"other"), "lie")[0])
     store.index.add_referrer(SUBJECT, lie, KEY)
@@ -298,7 +299,7 @@ def test_the_index_is_not_taken_at_its_word(store):
 
 
 @pytest.mark.parametrize("loss", ["deleted", "empty", "garbage", "old"])
-def test_the_index_is_made_anew_from_the_blobs(store, loss):
+def test_the_index_is_made_anew_from_the_blobs(store: Store, loss: str) -> None:
     kept = {add(store, SUBJECT, str(n), KEY) for n in range(5)}
     store.put(b"{not json")
     store.put(b'{"subject": 7}')
@@ -315,12 +316,12 @@ def test_the_index_is_made_anew_from_the_blobs(store, loss):
     assert again.rebuild_index() == 5
 
 
-def test_a_crash_between_row_and_blob_leaves_no_claim(store, monkeypatch):
+def test_a_crash_between_row_and_blob_leaves_no_claim(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """A row is written before its blob is visible: the other way round would lose a claim."""
     manifest, blob = referrer(store, SUBJECT, "one", KEY)
     real = store.put
 
-    def crash(data):
+    def crash(data: bytes) -> Digest:
         if data == manifest:
             raise KeyboardInterrupt
         return real(data)
@@ -344,7 +345,7 @@ def image(store: Store, text: str) -> Descriptor:
     return Descriptor(MANIFEST_TYPE, store.put(data), len(data))
 
 
-def test_a_tag_means_its_last_image(store):
+def test_a_tag_means_its_last_image(store: Store) -> None:
     first, second = image(store, "1"), image(store, "2")
     store.tag("a:1", first)
     store.tag("b:1", first)
@@ -356,7 +357,7 @@ def test_a_tag_means_its_last_image(store):
     assert [entry["annotations"][REF_NAME] for entry in entries] == ["b:1", "a:1"]
 
 
-def test_what_stands_beside_an_image_is_listed_once(store):
+def test_what_stands_beside_an_image_is_listed_once(store: Store) -> None:
     signature = image(store, "signature")
     store.tag("a:1", image(store, "1"), [signature])
     store.tag("a:2", image(store, "1"), [signature])
@@ -365,7 +366,7 @@ def test_what_stands_beside_an_image_is_listed_once(store):
     assert set(store.tags()) == {"a:1", "a:2"}
 
 
-def test_what_has_no_name_is_not_found_and_a_near_one_is_proposed(store):
+def test_what_has_no_name_is_not_found_and_a_near_one_is_proposed(store: Store) -> None:
     store.tag("team/model:1.0", image(store, "1"))
     with pytest.raises(NotVerifiable) as found:
         store.resolve("team/model:1.1")
@@ -376,12 +377,12 @@ def test_what_has_no_name_is_not_found_and_a_near_one_is_proposed(store):
 
 
 @pytest.mark.parametrize("name", ["a", "team/model:1.0.0", "registry.example.org:5000/team/model:rc1", "a" * 512])
-def test_names(name):
+def test_names(name: str) -> None:
     assert check_name(name) == name
 
 
 @pytest.mark.parametrize("name", ["", " ", "a b", "/a", "-a", ":1", "a\n", "a\0", "é", "a" * 513, "sha256:" + "0" * 64])
-def test_no_names(name):
+def test_no_names(name: str) -> None:
     with pytest.raises(UsageError):
         check_name(name)
 
@@ -408,7 +409,7 @@ for n in range(30):
 """
 
 
-def test_processes_put_and_tag_the_same_at_once(tmp_path):
+def test_processes_put_and_tag_the_same_at_once(tmp_path: Path) -> None:
     root = tmp_path / "store"
     started = [subprocess.Popen([sys.executable, "-c", WORKER, str(root), str(n)]) for n in range(4)]
     assert [process.wait(timeout=120) for process in started] == [0] * 4
@@ -421,7 +422,7 @@ def test_processes_put_and_tag_the_same_at_once(tmp_path):
     assert list((root / "tmp").iterdir()) == []
 
 
-def test_killed_at_any_moment_every_visible_blob_is_whole(tmp_path):
+def test_killed_at_any_moment_every_visible_blob_is_whole(tmp_path: Path) -> None:
     root = tmp_path / "store"
     for number in range(8):
         process = subprocess.Popen([sys.executable, "-c", WORKER, str(root), str(number)], start_new_session=True)
@@ -447,14 +448,14 @@ with Store.open(Path(sys.argv[1])).lock("action"):
 """
 
 
-def test_a_lock_is_held_against_others_and_released_by_a_crash(store):
+def test_a_lock_is_held_against_others_and_released_by_a_crash(store: Store) -> None:
     process = subprocess.Popen([sys.executable, "-c", HOLDER, str(store.root)], stdout=subprocess.PIPE)
     assert process.stdout is not None
     assert process.stdout.readline() == b"held\n"
     notes: list[str] = []
 
     class Notes:
-        def task(self, *rest: object):
+        def task(self, *rest: object) -> NoReturn:
             raise AssertionError
 
         def note(self, text: str) -> None:
@@ -468,7 +469,7 @@ def test_a_lock_is_held_against_others_and_released_by_a_crash(store):
         assert len(notes) == 1
 
 
-def test_scratch_is_private_and_gone_afterwards(store):
+def test_scratch_is_private_and_gone_afterwards(store: Store) -> None:
     with store.scratch("step") as one, store.scratch("step") as two:
         assert one != two
         assert one.is_relative_to(store.root)
@@ -514,7 +515,7 @@ assert store.verify()[1] == ()
 """
 
 
-def test_a_full_disk_keeps_nothing_half_written(tmp_path):
+def test_a_full_disk_keeps_nothing_half_written(tmp_path: Path) -> None:
     """On a file system of 1 MB that only the test's own mount namespace sees."""
     own = ["unshare", "--mount", *([] if os.getuid() == 0 else ["--map-root-user"])]
     script = 'mount -t tmpfs -o size=1m tmpfs "$0" && exec "$@"'
@@ -531,7 +532,7 @@ def test_a_full_disk_keeps_nothing_half_written(tmp_path):
 
 
 @pytest.fixture
-def published(tmp_path) -> tuple[Store, Digest]:
+def published(tmp_path: Path) -> tuple[Store, Digest]:
     """A store with a signed model image under the name demo."""
     draft = images.Draft().sign()
     store = draft.store(tmp_path / "store")
@@ -547,7 +548,7 @@ def out(*argv: object) -> str:
 
 
 @pytest.mark.real
-def test_oras_reads_the_store(published, oras, tmp_path):
+def test_oras_reads_the_store(published: tuple[Store, Digest], oras: Path, tmp_path: Path) -> None:
     store, digest = published
     assert out(oras, "repo", "tags", "--oci-layout", store.root).split() == ["demo"]
     described = json.loads(out(oras, "manifest", "fetch", "--descriptor", "--oci-layout", f"{store.root}:demo"))
@@ -567,7 +568,7 @@ def test_oras_reads_the_store(published, oras, tmp_path):
 
 
 @pytest.mark.real
-def test_skopeo_reads_the_store(published, skopeo, tmp_path):
+def test_skopeo_reads_the_store(published: tuple[Store, Digest], skopeo: Path, tmp_path: Path) -> None:
     store, digest = published
     raw = out(skopeo, "inspect", "--raw", f"oci:{store.root}:demo")
     assert Digest.of(raw.encode()) == digest
@@ -580,7 +581,7 @@ def test_skopeo_reads_the_store(published, skopeo, tmp_path):
 
 
 @pytest.mark.real
-def test_what_other_tools_copy_in_is_read_by_us(published, oras, tmp_path):
+def test_what_other_tools_copy_in_is_read_by_us(published: tuple[Store, Digest], oras: Path, tmp_path: Path) -> None:
     """A layout that oras wrote is one that a store opens, finds its names in, and reads its blobs from."""
     store, digest = published
     shutil.rmtree(tmp_path / "other", ignore_errors=True)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import unicodedata
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import assume, given, settings
@@ -28,7 +29,7 @@ def of(*paths: str) -> Tree:
 
 
 @pytest.mark.parametrize("vector", VECTORS, ids=lambda vector: vector["name"])
-def test_golden(vector):
+def test_golden(vector: dict[str, Any]) -> None:
     """Layout 1 never changes: these bytes stand in locks, signatures and registries."""
     files = []
     for one in vector["files"]:
@@ -43,7 +44,7 @@ def test_golden(vector):
 
 
 @pytest.mark.parametrize("vector", VECTORS, ids=lambda vector: vector["name"])
-def test_golden_by_other_means(vector):
+def test_golden_by_other_means(vector: dict[str, Any]) -> None:
     """The vectors' bytes, written by another JSON writer from the description of the format."""
     layers = []
     for one in sorted(vector["files"], key=lambda one: one["path"].encode()):
@@ -73,7 +74,7 @@ def test_golden_by_other_means(vector):
     assert json.dumps(manifest, ensure_ascii=False, separators=(",", ":"), sort_keys=True) == vector["manifest"]
 
 
-def test_a_tree_is_a_function_of_its_files():
+def test_a_tree_is_a_function_of_its_files() -> None:
     one, two = File("a", DATA, 4), File("b/c", DATA, 4)
     assert Tree.of([one, two]) == Tree.of([two, one])
     assert Tree.of([one, two]).digest != Tree.of([one]).digest
@@ -86,7 +87,7 @@ def test_a_tree_is_a_function_of_its_files():
     assert described.artifact_type == trees.TREE_TYPE
 
 
-def test_files_stand_in_the_order_of_their_utf8_bytes():
+def test_files_stand_in_the_order_of_their_utf8_bytes() -> None:
     """Not in that of UTF-16, nor of any language."""
     assert [file.path for file in of("é", "y", "Z", "\ufb33", "\U0001f600", "a/b", "a.b", "a-b").files] == [
         "Z", "a-b", "a.b", "a/b", "y", "é", "\ufb33", "\U0001f600",
@@ -96,12 +97,12 @@ def test_files_stand_in_the_order_of_their_utf8_bytes():
 # --- how many --------------------------------------------------------------------------------------------------------
 
 
-def test_no_file_is_no_tree():
+def test_no_file_is_no_tree() -> None:
     with pytest.raises(CorruptContent, match="at least one file"):
         Tree.of([])
 
 
-def test_at_most_five_thousand_files_fit_a_manifest():
+def test_at_most_five_thousand_files_fit_a_manifest() -> None:
     largest = of(*(f"{n:0>200}" for n in range(MAX_FILES)))
     assert len(largest.manifest()) < 4 << 20
     assert Tree.parse(largest.manifest(), "x") == largest
@@ -124,7 +125,7 @@ def test_at_most_five_thousand_files_fit_a_manifest():
         "a/" + "x" * 256, "/".join(["x" * 255] * 5), "a\ud800b", "\udcff",
     ],
 )  # fmt: skip
-def test_a_bad_path_is_refused(path):
+def test_a_bad_path_is_refused(path: str) -> None:
     with pytest.raises(CorruptContent, match="bad path"):
         check_path(path)
     with pytest.raises(CorruptContent):
@@ -143,7 +144,7 @@ def test_a_bad_path_is_refused(path):
         "~", "%2e%2e", "/".join(["x" * 203] * 5),
     ],
 )  # fmt: skip
-def test_a_good_path_is_taken_as_it_is(path):
+def test_a_good_path_is_taken_as_it_is(path: str) -> None:
     assert check_path(path) == path
     assert of(path).files[0].path == path
 
@@ -163,7 +164,7 @@ def test_a_good_path_is_taken_as_it_is(path):
         ("ς", "Σ"),
     ],
 )
-def test_two_paths_of_one_place_are_refused(one, two):
+def test_two_paths_of_one_place_are_refused(one: str, two: str) -> None:
     with pytest.raises(CorruptContent, match="one place"):
         of(one, two)
     with pytest.raises(CorruptContent):
@@ -173,13 +174,13 @@ def test_two_paths_of_one_place_are_refused(one, two):
 @pytest.mark.parametrize(
     ("file", "below"), [("a", "a/b"), ("a", "A/b/c"), ("x/y", "x/y/z"), ("é", "e\u0301/x"), ("a/b/c", "a/b/c/d/e")]
 )
-def test_a_file_and_a_folder_of_one_name_are_refused(file, below):
+def test_a_file_and_a_folder_of_one_name_are_refused(file: str, below: str) -> None:
     for pair in ([file, below], [below, file]):
         with pytest.raises(CorruptContent, match="a file and a folder"):
             check_paths(pair)
 
 
-def test_folders_that_differ_in_case_alone_are_one_on_some_file_systems():
+def test_folders_that_differ_in_case_alone_are_one_on_some_file_systems() -> None:
     """Two files in them do not collide, and both are found by their paths: that is allowed."""
     assert len(of("Dir/a", "dir/b").files) == 2
 
@@ -189,7 +190,7 @@ PARTS = st.text(st.characters(codec="utf-8"), min_size=1, max_size=12)
 
 @settings(deadline=None)
 @given(st.lists(st.lists(PARTS, min_size=1, max_size=4).map("/".join), min_size=1, max_size=6))
-def test_what_is_taken_is_read_back_and_lands_below_its_folder(paths):
+def test_what_is_taken_is_read_back_and_lands_below_its_folder(paths: list[str]) -> None:
     try:
         made = of(*paths)
     except CorruptContent:
@@ -257,12 +258,12 @@ LAYER = {
         json.dumps(json.loads(of("a", "b").manifest())).encode(),
     ],
 )  # fmt: skip
-def test_anything_but_the_canonical_manifest_is_refused(data):
+def test_anything_but_the_canonical_manifest_is_refused(data: bytes) -> None:
     with pytest.raises(CorruptContent):
         Tree.parse(data, "the tree")
 
 
-def test_layers_in_another_order_are_refused():
+def test_layers_in_another_order_are_refused() -> None:
     document = json.loads(of("a", "b").manifest())
     document["layers"].reverse()
     with pytest.raises(CorruptContent, match="not a canonical tree manifest"):
@@ -271,7 +272,7 @@ def test_layers_in_another_order_are_refused():
 
 @settings(deadline=None)
 @given(st.data())
-def test_a_changed_byte_is_another_tree_or_none(data):
+def test_a_changed_byte_is_another_tree_or_none(data: st.DataObject) -> None:
     manifest = of("a", "b/c").manifest()
     place = data.draw(st.integers(0, len(manifest) - 1))
     byte = data.draw(st.integers(0, 255))

@@ -113,7 +113,7 @@ def flip(path: Path) -> None:
         stream.write(bytes([byte[0] ^ 1]))
 
 
-def test_it_is_built_from_pinned_inputs_once(home, image):
+def test_it_is_built_from_pinned_inputs_once(home: Home, image: Digest) -> None:
     again = home.run("build", RECIPE, "--offline")
     assert [(step["name"], step["status"]) for step in again["steps"]] == [
         ("seed", "cached"),
@@ -124,7 +124,7 @@ def test_it_is_built_from_pinned_inputs_once(home, image):
     assert (again["image"], again["tag"]) == (str(image), TAG)
 
 
-def test_it_verifies_and_refuses_a_flipped_bit(home, image, model):
+def test_it_verifies_and_refuses_a_flipped_bit(home: Home, image: Digest, model: Path) -> None:
     assert home.run("verify", TAG)["verdict"] == "verified"
     with flipped(model):
         answer = home.run("verify", TAG, expect=21)
@@ -134,7 +134,7 @@ def test_it_verifies_and_refuses_a_flipped_bit(home, image, model):
     assert home.run("verify", str(image))["verdict"] == "verified"
 
 
-def test_an_exported_layout_is_refused_after_a_flipped_bit(home, image, tmp_path):
+def test_an_exported_layout_is_refused_after_a_flipped_bit(home: Home, image: Digest, tmp_path: Path) -> None:
     home.run("export", TAG, tmp_path / "layout")
     assert home.run("verify", tmp_path / "layout")["image"] == str(image)
     for path in sorted((tmp_path / "layout" / "blobs" / "sha256").iterdir()):
@@ -150,8 +150,8 @@ def status_of(home: Home, layout: Path) -> int:
     return subprocess.run(argv, env=home.environment, capture_output=True, check=False).returncode
 
 
-def test_an_exported_folder_must_stay_as_it_is(home, tmp_path):
-    changes = {
+def test_an_exported_folder_must_stay_as_it_is(home: Home, tmp_path: Path) -> None:
+    changes: dict[str, Callable[[Path], object]] = {
         "flipped": lambda folder: flip(next(folder.glob("*.gguf"))),
         "renamed": lambda folder: next(folder.glob("*.gguf")).rename(folder / "other.gguf"),
         "added": lambda folder: (folder / "README.md").write_text("hello"),
@@ -216,7 +216,7 @@ def answer(url: str) -> str:
     return text
 
 
-def test_it_is_served_from_the_sandbox(home):
+def test_it_is_served_from_the_sandbox(home: Home) -> None:
     with ended(home.start("serve", TAG, "--port", "0", "--json")) as process:
         url = ready(process)
         assert [one["id"] for one in ask(f"{url}/models")["data"]] == [TAG]
@@ -265,7 +265,7 @@ def processes_below(parent: int) -> Iterator[Path]:
     yield from (Path("/proc", str(process)) for process in found - {parent})
 
 
-def test_bytes_rewritten_between_verification_and_load_are_not_served(home, model, tmp_path):
+def test_bytes_rewritten_between_verification_and_load_are_not_served(home: Home, model: Path, tmp_path: Path) -> None:
     """llama.cpp over the real store: the blob is rewritten when the server has begun, and before it opens the model."""
     data = snapshot(tmp_path / "data")
     program = data / "builder" / "servers" / "llama-cpp.py"
@@ -338,7 +338,9 @@ def changed_line(path: Path, old: str, new: str) -> None:
     path.write_text(text.replace(old, new))
 
 
-def test_a_comment_and_the_stores_place_and_the_engines_version_rebuild_nothing(workbench, image, data, tmp_path):
+def test_a_comment_and_the_stores_place_and_the_engines_version_rebuild_nothing(
+    workbench: Home, image: Digest, data: Path, tmp_path: Path
+) -> None:
     changed_line(data / RECIPE / "Modelfile.toml", "[steps.tune]\n", "# A comment.\n[steps.tune]\n")
     assert set(built(workbench, data).values()) == {"cached"}
     shutil.copytree(workbench.path / "store", tmp_path / "elsewhere", symlinks=True, copy_function=link_or_copy)
@@ -351,7 +353,9 @@ def test_a_comment_and_the_stores_place_and_the_engines_version_rebuild_nothing(
     assert made["image"] == str(image)
 
 
-def test_the_learning_rate_rebuilds_tune_and_what_follows_and_explain_names_it(workbench, image, data):
+def test_the_learning_rate_rebuilds_tune_and_what_follows_and_explain_names_it(
+    workbench: Home, image: Digest, data: Path
+) -> None:
     assert set(built(workbench, data).values()) == {"cached"}, "what `explain` compares with"
     changed_line(data / RECIPE / "Modelfile.toml", "learning_rate = 2e-3", "learning_rate = 1e-3")
     said = workbench.run("explain", data / RECIPE, "tune")
@@ -363,8 +367,8 @@ def test_the_learning_rate_rebuilds_tune_and_what_follows_and_explain_names_it(w
 
 @pytest.mark.parametrize(("program", "step"), [("finetune", "tune"), ("scratch", "seed")])
 def test_a_line_of_a_step_program_runs_its_users_and_nothing_below_when_the_bytes_are_the_same(
-    workbench, image, data, program, step
-):
+    workbench: Home, image: Digest, data: Path, program: str, step: str
+) -> None:
     assert set(built(workbench, data).values()) == {"cached"}, "what `explain` compares with"
     path = data / "builder" / "steps" / f"{program}.py"
     changed_line(path, "import json\n", "import json  # standard library\n")
@@ -464,7 +468,7 @@ def imports(tmp_path: Path) -> Callable[..., Path]:
     return write
 
 
-def test_a_pickle_and_safetensors_are_imported_as_the_same_model(workbench, imports):
+def test_a_pickle_and_safetensors_are_imported_as_the_same_model(workbench: Home, imports: Callable[..., Path]) -> None:
     made = {}
     for source in ("seed", "pickled"):
         recipe = imports(source)
@@ -480,7 +484,9 @@ def test_a_pickle_and_safetensors_are_imported_as_the_same_model(workbench, impo
 
 
 @pytest.mark.parametrize("reader", ["shipped", "credulous"])
-def test_code_in_a_pickle_leaves_no_trace_on_the_host(workbench, imports, data, tmp_path, reader):
+def test_code_in_a_pickle_leaves_no_trace_on_the_host(
+    workbench: Home, imports: Callable[..., Path], data: Path, tmp_path: Path, reader: str
+) -> None:
     """The shipped step refuses to run it; a step that would run it does so in the sandbox."""
     if reader == "credulous":
         changed_line(data / "builder" / "steps" / "import.py", "weights_only=True", "weights_only=False")
@@ -512,7 +518,9 @@ def test_code_in_a_pickle_leaves_no_trace_on_the_host(workbench, imports, data, 
 # --- what stock programs make of what was pushed ----------------------------------------------------------------------
 
 
-def test_stock_programs_accept_what_was_pushed(home, image, tmp_path, oras, crane, skopeo, cosign, model_signing):
+def test_stock_programs_accept_what_was_pushed(
+    home: Home, image: Digest, tmp_path: Path, oras: Path, crane: Path, skopeo: Path, cosign: Path, model_signing: Path
+) -> None:
     clean = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}
 
     def run(program: Path, *words: str | Path, expect: int = 0) -> str:
@@ -561,7 +569,9 @@ def test_stock_programs_accept_what_was_pushed(home, image, tmp_path, oras, cran
 # --- interruption -----------------------------------------------------------------------------------------------------
 
 
-def test_killed_at_random_moments_the_next_build_gives_the_right_image(home, image, tmp_path):
+def test_killed_at_random_moments_the_next_build_gives_the_right_image(
+    home: Home, image: Digest, tmp_path: Path
+) -> None:
     """The whole process group, three times while it builds, from a store that holds nothing but the toolchains."""
     fresh = Home(tmp_path / "home")
     place = Path("store", "environments")
@@ -583,7 +593,7 @@ def test_killed_at_random_moments_the_next_build_gives_the_right_image(home, ima
     shutil.rmtree(fresh.path, ignore_errors=True)
 
 
-def test_two_builds_with_the_same_keys_keep_the_same_bytes(home, image, tmp_path):
+def test_two_builds_with_the_same_keys_keep_the_same_bytes(home: Home, image: Digest, tmp_path: Path) -> None:
     """From an empty store elsewhere, with another hash seed and user name: the same claims and signatures, too."""
     fresh = Home(tmp_path / "another place" / "home")
     place = Path("store", "environments")

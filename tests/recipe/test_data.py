@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 import intaglio
@@ -9,14 +11,14 @@ from intaglio.errors import MachineError
 from intaglio.recipe.data import data_folder
 
 
-def test_in_a_checkout(monkeypatch):
+def test_in_a_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("INTAGLIO_DATA", raising=False)
     for name in ("modelfiles", "builder", "registry", "policies"):
         folder = data_folder(name)
         assert (folder.parent / "pyproject.toml").is_file()
 
 
-def test_in_a_wheel(monkeypatch, tmp_path):
+def test_in_a_wheel(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("INTAGLIO_DATA", raising=False)
     package = tmp_path / "site-packages" / "intaglio"
     (package / "_data" / "builder").mkdir(parents=True)
@@ -24,7 +26,7 @@ def test_in_a_wheel(monkeypatch, tmp_path):
     assert data_folder("builder") == package / "_data" / "builder"
 
 
-def test_where_the_variable_says(monkeypatch, tmp_path):
+def test_where_the_variable_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "builder").mkdir()
     monkeypatch.setenv("INTAGLIO_DATA", str(tmp_path))
     assert data_folder("builder") == tmp_path / "builder"

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 from tests.recipe.bench import builder, recipe
 
 from intaglio.errors import RecipeError
 from intaglio.recipe import modelfile
 from intaglio.recipe.gates import Gate
+from intaglio.recipe.modelfile import Recipe
 from intaglio.recipe.program import Steps
 
 MEASURE = """\
@@ -47,12 +51,12 @@ from = "make"
 
 
 @pytest.fixture
-def read(tmp_path):
+def read(tmp_path: Path) -> Callable[..., Recipe]:
     shop = builder(tmp_path / "builder")
     (shop / "steps" / "measure.toml").write_text(MEASURE)
     (shop / "steps" / "measure.py").write_text("")
 
-    def reader(old="", new=""):
+    def reader(old: str = "", new: str = "") -> Recipe:
         assert old in RECIPE
         folder = recipe(tmp_path / "recipe", RECIPE.replace(old, new, 1))
         return modelfile.read(folder, Steps(folder, shop))
@@ -60,14 +64,16 @@ def read(tmp_path):
     return reader
 
 
-def test_gates_are_read(read):
+def test_gates_are_read(read: Callable[..., Recipe]) -> None:
     found = read()
     assert found.steps["check"].gates == {"qa.acc": Gate(0.6, None), "text.perplexity": Gate(1.0, 40.0)}
     assert found.steps["make"].gates == {}
     assert found.evaluations == ("check",)
 
 
-def test_a_step_that_measures_the_image_counts_without_gates_and_one_that_measures_something_else_does_not(read):
+def test_a_step_that_measures_the_image_counts_without_gates_and_one_that_measures_something_else_does_not(
+    read: Callable[..., Recipe],
+) -> None:
     gates = RECIPE[RECIPE.index("[steps.check.gates]") : RECIPE.index("[image]")]
     assert read(gates, "").evaluations == ("check",)
     other = gates + '[steps.before]\nuses = "measure"\ninputs = { model = "base" }\n'
@@ -91,7 +97,7 @@ def test_a_step_that_measures_the_image_counts_without_gates_and_one_that_measur
         ),
     ],
 )
-def test_mistakes(read, old, new, message):
+def test_mistakes(read: Callable[..., Recipe], old: str, new: str, message: str) -> None:
     with pytest.raises(RecipeError) as caught:
         read(old, new)
     assert message.rpartition("|")[2] in caught.value.message

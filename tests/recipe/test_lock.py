@@ -6,6 +6,7 @@ import errno
 import os
 import tomllib
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from hypothesis import given
@@ -23,11 +24,11 @@ VECTORS = Path(__file__).parents[1] / "vectors" / "recipe"
 PATH = Path("Modelfile.lock")
 
 
-def digest(number):
+def digest(number: object) -> Digest:
     return Digest.of(str(number).encode())
 
 
-def pin(number):
+def pin(number: int) -> Pin:
     return Pin(digest(number), number, 1)
 
 
@@ -39,12 +40,12 @@ FULL = Lock(
 )
 
 
-def test_an_empty_lock_needs_everything():
+def test_an_empty_lock_needs_everything() -> None:
     assert lock.to_fetch(WANTED, Lock()) == ("a", "b")
     assert lock.complete(WANTED, Lock(), {"a": pin(1), "b": pin(2)}) == FULL
 
 
-def test_locking_adds_what_is_missing_and_moves_nothing():
+def test_locking_adds_what_is_missing_and_moves_nothing() -> None:
     old = Lock({"a": InputPin("file:a", pin(7))}, {"merge": digest("old")}, {})
     assert lock.to_fetch(WANTED, old) == ("b",)
     new = lock.complete(WANTED, old, {"b": pin(2)})
@@ -53,19 +54,19 @@ def test_locking_adds_what_is_missing_and_moves_nothing():
     assert new.toolchains == {"train-cpu": digest("t")}
 
 
-def test_locking_drops_what_is_no_longer_wanted():
+def test_locking_drops_what_is_no_longer_wanted() -> None:
     old = Lock({**FULL.inputs, "x": InputPin("file:x", pin(9))}, {"gone": digest(1)}, {"gone": digest(2)})
     assert lock.complete(WANTED, old, {}) == FULL
 
 
-def test_a_pin_for_another_address_does_not_count():
+def test_a_pin_for_another_address_does_not_count() -> None:
     old = Lock({"a": InputPin("file:other", pin(7)), "b": FULL.inputs["b"]}, FULL.programs, FULL.toolchains)
     assert lock.to_fetch(WANTED, old) == ("a",)
     assert lock.unpinned(WANTED, old) == ("input a is pinned for file:other, the recipe names file:a",)
     assert lock.complete(WANTED, old, {"a": pin(1)}) == FULL
 
 
-def test_updating_moves_what_is_named_and_nothing_else():
+def test_updating_moves_what_is_named_and_nothing_else() -> None:
     old = Lock(
         {"a": InputPin("file:a", pin(7)), "b": InputPin("pypi:b==1", pin(8))},
         {"merge": digest("old")},
@@ -81,24 +82,24 @@ def test_updating_moves_what_is_named_and_nothing_else():
     assert lock.update(WANTED, old, everything, {"a": pin(1), "b": pin(2)}) == FULL
 
 
-def test_updating_also_completes():
+def test_updating_also_completes() -> None:
     new = lock.update(WANTED, Lock(), ["a"], {"a": pin(1), "b": pin(2)})
     assert new == FULL
 
 
-def test_moves_tell_what_came_and_went():
+def test_moves_tell_what_came_and_went() -> None:
     assert lock.moves(Lock(), Lock({}, {"p": digest(1)}, {})) == (Move("program", "p", None, digest(1)),)
     assert lock.moves(Lock({}, {}, {"t": digest(1)}), Lock()) == (Move("toolchain", "t", digest(1), None),)
 
 
-def test_only_what_is_pinned_can_be_updated():
+def test_only_what_is_pinned_can_be_updated() -> None:
     lock.check_names(WANTED, ["a", "merge", "train-cpu"])
     with pytest.raises(UsageError) as caught:
         lock.check_names(WANTED, ["mereg"])
     assert "did you mean merge?" in caught.value.message
 
 
-def test_every_gap_is_named():
+def test_every_gap_is_named() -> None:
     lock.require(WANTED, FULL, PATH)
     with pytest.raises(LockError) as caught:
         lock.require(WANTED, Lock(), PATH)
@@ -112,13 +113,13 @@ def test_every_gap_is_named():
     assert "intaglio lock" in (caught.value.hint or "")
 
 
-def test_programs_and_toolchains_that_changed():
+def test_programs_and_toolchains_that_changed() -> None:
     old = Lock(FULL.inputs, {"merge": digest("old")}, FULL.toolchains)
     assert lock.outdated(WANTED, old) == (Move("program", "merge", digest("old"), digest("m")),)
     assert lock.outdated(WANTED, FULL) == ()
 
 
-def test_what_a_recipe_wants(tmp_path):
+def test_what_a_recipe_wants(tmp_path: Path) -> None:
     shop = builder(tmp_path / "builder")
     folder = recipe(tmp_path / "recipe")
     found = modelfile.read(folder, Steps(folder, shop))
@@ -127,7 +128,7 @@ def test_what_a_recipe_wants(tmp_path):
     assert wanted == Wanted({"base": "file:data/base.bin"}, {"stamp": program.tree().digest}, {"convert": digest("c")})
 
 
-def test_golden_text():
+def test_golden_text() -> None:
     assert lock.render(FULL) == (VECTORS / "Modelfile.lock").read_text(encoding="utf-8")
     assert lock.parse((VECTORS / "Modelfile.lock").read_text(encoding="utf-8"), PATH) == FULL
 
@@ -144,10 +145,14 @@ LOCKS = st.builds(
 
 
 @given(LOCKS)
-def test_reading_gives_back_what_was_written(value):
+def test_reading_gives_back_what_was_written(value: Lock) -> None:
     text = lock.render(value)
     assert lock.parse(text, PATH) == value
-    shuffled = Lock(*(dict(reversed(part.items())) for part in (value.inputs, value.programs, value.toolchains)))
+    shuffled = Lock(
+        dict(reversed(list(value.inputs.items()))),
+        dict(reversed(list(value.programs.items()))),
+        dict(reversed(list(value.toolchains.items()))),
+    )
     assert lock.render(shuffled) == text
     tomllib.loads(text)
 
@@ -169,7 +174,7 @@ GOOD = lock.render(FULL)
         ("layout = 1", "<<<<<<< HEAD\nlayout = 1", "not TOML"),
     ],
 )
-def test_a_wrong_lock_is_refused(old, new, part):
+def test_a_wrong_lock_is_refused(old: str, new: str, part: str) -> None:
     assert old in GOOD
     with pytest.raises(LockError) as caught:
         lock.parse(GOOD.replace(old, new, 1), PATH)
@@ -177,7 +182,7 @@ def test_a_wrong_lock_is_refused(old, new, part):
     assert caught.value.hint
 
 
-def test_files(tmp_path):
+def test_files(tmp_path: Path) -> None:
     path = tmp_path / "Modelfile.lock"
     assert lock.read(path) is None
     lock.write(path, FULL)
@@ -189,11 +194,11 @@ def test_files(tmp_path):
         lock.read(path)
 
 
-def test_a_failed_write_leaves_the_old_lock(tmp_path, monkeypatch):
+def test_a_failed_write_leaves_the_old_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "Modelfile.lock"
     lock.write(path, FULL)
 
-    def full(fd):
+    def full(fd: int) -> NoReturn:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)

@@ -6,7 +6,9 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.recipe.bench import RECIPE, STEP, builder, recipe
@@ -14,23 +16,24 @@ from tests.recipe.bench import RECIPE, STEP, builder, recipe
 from intaglio.errors import ExitCode, RecipeError
 from intaglio.recipe import modelfile
 from intaglio.recipe.limits import Limits
+from intaglio.recipe.modelfile import Recipe
 from intaglio.recipe.program import Steps
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def read(tmp_path):
+def read(tmp_path: Path) -> Callable[..., Recipe]:
     shop = builder(tmp_path / "builder")
 
-    def reader(text=RECIPE, **options):
+    def reader(text: str = RECIPE, **options: Any) -> Recipe:
         folder = recipe(tmp_path / "recipe", text)
         return modelfile.read(folder, Steps(folder, shop), **options)
 
     return reader
 
 
-def mistakes(read, text, **options):
+def mistakes(read: Callable[..., Recipe], text: str, **options: Any) -> list[str]:
     """The lines of the error about ``text``, without the path."""
     with pytest.raises(RecipeError) as caught:
         read(text, **options)
@@ -40,7 +43,7 @@ def mistakes(read, text, **options):
     return [line.partition("Modelfile.toml:")[2] for line in lines]
 
 
-def test_a_good_recipe(read):
+def test_a_good_recipe(read: Callable[..., Recipe]) -> None:
     found = read()
     assert found.model == modelfile.Model("examples/stamped", "1.0.0", "Apache-2.0")
     assert found.inputs["base"].uri == "file:data/base.bin"
@@ -62,14 +65,14 @@ def test_a_good_recipe(read):
     assert (found.folder / "Modelfile.toml").is_file()
 
 
-def test_the_file_itself_may_be_named(read, tmp_path):
+def test_the_file_itself_may_be_named(read: Callable[..., Recipe], tmp_path: Path) -> None:
     read()
     shop = tmp_path / "builder"
     folder = tmp_path / "recipe"
     assert modelfile.read(folder / "Modelfile.toml", Steps(folder, shop)) == modelfile.read(folder, Steps(folder, shop))
 
 
-def test_everything_that_may_be_said(read):
+def test_everything_that_may_be_said(read: Callable[..., Recipe]) -> None:
     text = RECIPE.replace(
         'licence = "Apache-2.0"\n',
         'licence = "Apache-2.0 OR MIT"\nfamily = "llama"\ndescription = "What – and why."\nauthors = ["A", "B"]\n',
@@ -92,7 +95,7 @@ def test_everything_that_may_be_said(read):
     assert (found.image.runtime, found.image.embed) == ("llama.cpp", True)
 
 
-def test_steps_come_after_what_they_read(read):
+def test_steps_come_after_what_they_read(read: Callable[..., Recipe]) -> None:
     text = RECIPE.replace('inputs = { model = "base" }', 'inputs = { model = "third" }')
     text = text.replace(
         "[image]", '[steps.third]\nuses = "stamp"\ninputs = { model = "base" }\nwith = { count = 1 }\n[image]'
@@ -160,7 +163,7 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize(("old", "new", "expected"), MISTAKES, ids=[new.strip()[:40] for _, new, _ in MISTAKES])
-def test_one_mistake(read, old, new, expected):
+def test_one_mistake(read: Callable[..., Recipe], old: str, new: str, expected: list[str]) -> None:
     assert old in RECIPE
     found = mistakes(read, RECIPE.replace(old, new, 1))
     assert len(found) == len(expected), found
@@ -168,7 +171,7 @@ def test_one_mistake(read, old, new, expected):
         assert any(part in line for line in found), (part, found)
 
 
-def test_all_mistakes_at_once_in_the_order_of_their_lines(read):
+def test_all_mistakes_at_once_in_the_order_of_their_lines(read: Callable[..., Recipe]) -> None:
     text = RECIPE
     for old, new in (
         ("version =", "versoin ="),
@@ -183,7 +186,7 @@ def test_all_mistakes_at_once_in_the_order_of_their_lines(read):
     assert lines == [2, 4, 8, 12, 20, 21, 24]
 
 
-def test_two_cycles_are_both_named_in_full(read):
+def test_two_cycles_are_both_named_in_full(read: Callable[..., Recipe]) -> None:
     extra = "".join(
         f'[steps.{name}]\nuses = "stamp"\ninputs = {{ model = "{other}" }}\nwith = {{ count = 1 }}\n'
         for name, other in (("a", "b"), ("b", "c"), ("c", "a"), ("x", "y"), ("y", "x"))
@@ -215,7 +218,9 @@ SECRETS = [
 
 
 @pytest.mark.parametrize(("old", "new", "expected", "secret"), SECRETS)
-def test_a_recipe_that_names_a_secret_is_refused_and_the_secret_is_not_repeated(read, old, new, expected, secret):
+def test_a_recipe_that_names_a_secret_is_refused_and_the_secret_is_not_repeated(
+    read: Callable[..., Recipe], old: str, new: str, expected: str, secret: str
+) -> None:
     found = mistakes(read, RECIPE.replace(old, new, 1))
     assert len(found) == 1
     assert expected in found[0]
@@ -223,17 +228,17 @@ def test_a_recipe_that_names_a_secret_is_refused_and_the_secret_is_not_repeated(
 
 
 @pytest.mark.parametrize("name", ["max_tokens", "pad_token", "tokenizer", "key_size", "secretary"])
-def test_what_only_sounds_like_a_secret_is_not_one(read, name):
+def test_what_only_sounds_like_a_secret_is_not_one(read: Callable[..., Recipe], name: str) -> None:
     found = mistakes(read, RECIPE.replace("count = 3", f"count = 3\n{name} = 1", 1))
     assert len(found) == 1
     assert "unknown parameter" in found[0]
 
 
-def test_a_branch_is_refused_with_the_commit_it_means_now(read):
+def test_a_branch_is_refused_with_the_commit_it_means_now(read: Callable[..., Recipe]) -> None:
     text = RECIPE.replace("file:data/base.bin", "hf:org/name@main")
     asked = []
 
-    def revision(uri):
+    def revision(uri: str) -> str:
         asked.append(uri)
         return "0123456789" * 4
 
@@ -242,7 +247,7 @@ def test_a_branch_is_refused_with_the_commit_it_means_now(read):
     assert asked == ["hf:org/name@main"]
 
 
-def test_a_step_program_beside_the_recipe(read, tmp_path):
+def test_a_step_program_beside_the_recipe(read: Callable[..., Recipe], tmp_path: Path) -> None:
     read()
     folder = tmp_path / "recipe"
     (folder / "own").mkdir()
@@ -264,7 +269,7 @@ def test_a_step_program_beside_the_recipe(read, tmp_path):
         assert part in line
 
 
-def test_a_wrong_step_description_is_shown_with_its_own_lines(read, tmp_path):
+def test_a_wrong_step_description_is_shown_with_its_own_lines(read: Callable[..., Recipe], tmp_path: Path) -> None:
     read()
     description = tmp_path / "builder" / "steps" / "stamp.toml"
     description.write_text(STEP.replace("summary =", "sumary =", 1))
@@ -286,14 +291,14 @@ def test_a_wrong_step_description_is_shown_with_its_own_lines(read, tmp_path):
         (b"[model]\n[inputs]\na = 1\n[steps]\nb = [1]\n[image]\n", "steps.b: expected a table, found an array"),
     ],
 )
-def test_whatever_the_file_holds_the_answer_is_a_recipe_error(tmp_path, data, part):
+def test_whatever_the_file_holds_the_answer_is_a_recipe_error(tmp_path: Path, data: bytes, part: str) -> None:
     (tmp_path / "Modelfile.toml").write_bytes(data)
     with pytest.raises(RecipeError) as caught:
         modelfile.read(tmp_path, Steps(tmp_path, builder(tmp_path / "builder")))
     assert part in caught.value.message
 
 
-def test_no_recipe_at_all(tmp_path):
+def test_no_recipe_at_all(tmp_path: Path) -> None:
     with pytest.raises(RecipeError) as caught:
         modelfile.read(tmp_path / "gone")
     assert "expected a file, found none" in caught.value.message
@@ -301,11 +306,11 @@ def test_no_recipe_at_all(tmp_path):
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("modelfiles/*/Modelfile.toml")), ids=lambda path: path.parent.name)
-def test_shipped_recipes_have_no_mistakes(path):
+def test_shipped_recipes_have_no_mistakes(path: Path) -> None:
     assert modelfile.read(path.parent).steps
 
 
-def test_reading_is_quick_and_pulls_in_nothing_heavy(tmp_path):
+def test_reading_is_quick_and_pulls_in_nothing_heavy(tmp_path: Path) -> None:
     folder = recipe(tmp_path / "recipe")
     builder(tmp_path / "data" / "builder")
     code = (

@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import random
 import tomllib
+from collections.abc import Iterable, Iterator
+from typing import TypeAlias, TypeVar
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from intaglio.recipe.positions import dotted, index, line_of
+from intaglio.recipe.positions import Path, dotted, index, line_of
 
+T = TypeVar("T")
+Value: TypeAlias = "int | list[Value] | dict[str, Value]"
 NAMES = st.one_of(
     st.from_regex(r"[A-Za-z0-9_-]{1,6}", fullmatch=True),
     st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=5),
@@ -38,26 +42,26 @@ DECOYS = [
 class Writer:
     """Writes a document in a random style, and remembers on which line each leaf's marker must be found."""
 
-    def __init__(self, document, chance):
+    def __init__(self, document: dict[str, Value], chance: random.Random) -> None:
         self.chance = chance
         self.parts: list[str] = []
-        self.marks = {}
+        self.marks: dict[Path, int] = {}
         self.table(document, (), header=False)
         self.text = "".join(self.parts)
 
-    def emit(self, text):
+    def emit(self, text: str) -> None:
         self.parts.append(text)
 
-    def pick(self, *choices):
+    def pick(self, *choices: T) -> T:
         return self.chance.choice(choices)
 
-    def blank(self):
+    def blank(self) -> None:
         self.emit(self.pick("", "", "\n", "  # a comment = [ ]\n", "\t\n\r\n"))
 
-    def space(self):
+    def space(self) -> None:
         self.emit(self.pick("", " ", "\t "))
 
-    def key(self, name):
+    def key(self, name: str) -> str:
         forms = [json.dumps(name, ensure_ascii=False).replace("\x7f", "\\u007f")]
         if name and all(c.isascii() and (c.isalnum() or c in "_-") for c in name):
             forms.append(name)
@@ -65,15 +69,15 @@ class Writer:
             forms.append(f"'{name}'")
         return self.pick(*forms)
 
-    def keys(self, names):
+    def keys(self, names: list[str]) -> str:
         dot = self.pick(".", " . ")
         return dot.join(self.key(name) for name in names)
 
-    def leaf(self, path):
+    def leaf(self, path: Path) -> None:
         self.marks[path] = marker = len(self.marks) + 1000
         self.emit(str(marker))
 
-    def inline(self, value, path):
+    def inline(self, value: Value, path: Path) -> None:
         if isinstance(value, dict):
             self.emit("{")
             for number, (name, item) in enumerate(value.items()):
@@ -94,7 +98,7 @@ class Writer:
         else:
             self.leaf(path)
 
-    def array(self, value, path):
+    def array(self, value: list[Value], path: Path) -> None:
         self.emit("[")
         for number, item in enumerate(value):
             self.emit("," if number else "")
@@ -103,7 +107,7 @@ class Writer:
         self.blank()
         self.emit(self.pick("]", ",]" if value else "]"))
 
-    def pair(self, names, value, path):
+    def pair(self, names: list[str], value: Value, path: Path) -> None:
         self.space()
         self.emit(self.keys(names))
         self.emit(self.pick("=", " = "))
@@ -113,10 +117,10 @@ class Writer:
             self.inline(value, path)
         self.emit(self.pick("\n", " # [not.a] = table\n"))
 
-    def table(self, value, path, *, header):
+    def table(self, value: dict[str, Value], path: Path, *, header: bool) -> None:
         if header:
             self.emit("[" + self.keys([part for part in path if isinstance(part, str)]) + "]\n")
-        later = []
+        later: list[tuple[str, Value]] = []
         for name, item in value.items():
             self.blank()
             tables = isinstance(item, list) and item and all(isinstance(one, dict) for one in item)
@@ -132,13 +136,15 @@ class Writer:
             if isinstance(item, dict):
                 self.table(item, (*path, name), header=True)
                 continue
+            assert isinstance(item, list)
             for number, one in enumerate(item):
+                assert isinstance(one, dict)
                 names = [part for part in (*path, name) if isinstance(part, str)]
                 self.emit("[[" + self.keys(names) + "]]\n")
                 self.table(one, (*path, name, number), header=False)
 
 
-def filled(value, path, marks):
+def filled(value: Value, path: Path, marks: dict[Path, int]) -> Value:
     if isinstance(value, dict):
         return {name: filled(item, (*path, name), marks) for name, item in value.items()}
     if isinstance(value, list):
@@ -146,22 +152,22 @@ def filled(value, path, marks):
     return marks[path]
 
 
-def paths(value, path=()):
+def paths(value: Value, path: Path = ()) -> Iterator[Path]:
     if path:
         yield path
     if isinstance(value, dict | list):
-        items = value.items() if isinstance(value, dict) else enumerate(value)
+        items: Iterable[tuple[str | int, Value]] = value.items() if isinstance(value, dict) else enumerate(value)
         for name, item in items:
             yield from paths(item, (*path, name))
 
 
-def expected_line(text, marker):
+def expected_line(text: str, marker: int) -> int:
     return text.replace("\r\n", "\n").split(str(marker))[0].count("\n") + 1
 
 
 @settings(max_examples=300, deadline=None)
 @given(DOCUMENTS, st.integers(0, 2**32))
-def test_every_key_of_a_random_document_has_its_line(document, seed):
+def test_every_key_of_a_random_document_has_its_line(document: dict[str, Value], seed: int) -> None:
     writer = Writer(document, random.Random(seed))
     assert tomllib.loads(writer.text) == filled(document, (), writer.marks)  # the writer itself is right
     lines = index(writer.text)
@@ -173,7 +179,7 @@ def test_every_key_of_a_random_document_has_its_line(document, seed):
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.sampled_from(DECOYS), min_size=1, max_size=6), st.integers(0, 2**32))
-def test_strings_that_look_like_keys_are_not(decoys, seed):
+def test_strings_that_look_like_keys_are_not(decoys: list[str], seed: int) -> None:
     chance = random.Random(seed)
     text = ""
     for number, decoy in enumerate(decoys):
@@ -185,7 +191,7 @@ def test_strings_that_look_like_keys_are_not(decoys, seed):
     assert lines["end", "here"] == expected_line(text, 4711)
 
 
-def test_lines_of_one_document():
+def test_lines_of_one_document() -> None:
     text = """# top
 [model]
 name = "a"   # c
@@ -211,12 +217,12 @@ v = []
     assert lines["list", 1, "v"] == 15
 
 
-def test_what_is_missing_has_the_line_of_the_table_around_it():
+def test_what_is_missing_has_the_line_of_the_table_around_it() -> None:
     lines = index("\n[a]\nb = 1\n")
     assert line_of(lines, ("a", "missing", "deep")) == 2
     assert line_of(lines, ("c",)) == 1
 
 
-def test_paths_are_written_as_toml_writes_them():
+def test_paths_are_written_as_toml_writes_them() -> None:
     assert dotted(("steps", "a b", "with", "x", 2)) == 'steps."a b".with.x[2]'
     assert dotted(('q"', "\\")) == '"q\\""."\\\\"'

@@ -18,11 +18,11 @@ VECTORS = Path(__file__).parents[1] / "vectors" / "recipe"
 
 
 @pytest.fixture
-def shop(tmp_path):
+def shop(tmp_path: Path) -> Path:
     return builder(tmp_path / "builder")
 
 
-def test_a_step_program(shop):
+def test_a_step_program(shop: Path) -> None:
     found = program.load("stamp", shop)
     assert (found.name, found.toolchain, found.reproducible, found.lib) == ("stamp", "convert", "platform", ("events",))
     assert found.outputs == ("*.bin",)
@@ -33,7 +33,7 @@ def test_a_step_program(shop):
     assert not found.parameters["loud"].required  # false is a default like any other
 
 
-def test_the_tree_holds_the_program_and_what_it_lists(shop):
+def test_the_tree_holds_the_program_and_what_it_lists(shop: Path) -> None:
     found = program.load("stamp", shop)
     assert found.files == {
         "step.py": b"print('stamp')\n",
@@ -45,7 +45,7 @@ def test_the_tree_holds_the_program_and_what_it_lists(shop):
     assert all(Digest.of(found.files[file.path]) == file.digest for file in tree.files)
 
 
-def test_the_tree_changes_with_what_it_lists_and_with_nothing_else(shop):
+def test_the_tree_changes_with_what_it_lists_and_with_nothing_else(shop: Path) -> None:
     before = program.load("stamp", shop).tree().digest
     (shop / "lib" / "other.py").write_text("x = 1\n")
     (shop / "steps" / "new.toml").write_text("")
@@ -72,7 +72,7 @@ when = { loud = [true] }
 """
 
 
-def test_parameters_choose_toolchain_and_class(shop):
+def test_parameters_choose_toolchain_and_class(shop: Path) -> None:
     description = STEP.replace("optional = true", 'optional = true\nneeded = { mode = ["fast"] }') + CHOICES
     (shop / "steps" / "stamp.toml").write_text(description)
     found = program.load("stamp", shop)
@@ -98,7 +98,7 @@ def test_parameters_choose_toolchain_and_class(shop):
         ("[[classes]]", '[inputs.more]\nsummary = "More."\nneeded = { bits = [4] }\n[[classes]]', "only an optional"),
     ],
 )
-def test_mistakes_in_conditions(shop, old, new, part):
+def test_mistakes_in_conditions(shop: Path, old: str, new: str, part: str) -> None:
     assert old in CHOICES
     (shop / "steps" / "stamp.toml").write_text(STEP + CHOICES.replace(old, new, 1))
     with pytest.raises(RecipeError) as caught:
@@ -107,7 +107,7 @@ def test_mistakes_in_conditions(shop, old, new, part):
     assert part in message
 
 
-def test_golden_tree_and_parameters(shop):
+def test_golden_tree_and_parameters(shop: Path) -> None:
     """The digest and the resolved parameters of this program are these, for ever."""
     golden = json.loads((VECTORS / "program.json").read_text())
     found = program.load("stamp", shop)
@@ -115,7 +115,7 @@ def test_golden_tree_and_parameters(shop):
     assert found.resolve(golden["given"]) == golden["resolved"]
 
 
-def test_resolving_names_every_mistake(shop):
+def test_resolving_names_every_mistake(shop: Path) -> None:
     with pytest.raises(RecipeError) as caught:
         program.load("stamp", shop).resolve({"rate": 2, "mdoe": "fast"})
     assert caught.value.message.splitlines() == [
@@ -125,7 +125,7 @@ def test_resolving_names_every_mistake(shop):
     ]
 
 
-def test_whole_numbers_become_floats_where_numbers_are_due(shop):
+def test_whole_numbers_become_floats_where_numbers_are_due(shop: Path) -> None:
     found = program.load("stamp", shop).resolve({"rate": 1, "count": 1, "weights": [1, 2]})
     assert isinstance(found["rate"], float)
     assert [type(item) for item in found["weights"]] == [float, float]
@@ -151,7 +151,7 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize(("old", "new", "line", "part"), MISTAKES)
-def test_mistakes_in_a_description(shop, old, new, line, part):
+def test_mistakes_in_a_description(shop: Path, old: str, new: str, line: int, part: str) -> None:
     assert old in STEP
     (shop / "steps" / "stamp.toml").write_text(STEP.replace(old, new, 1))
     with pytest.raises(RecipeError) as caught:
@@ -161,7 +161,7 @@ def test_mistakes_in_a_description(shop, old, new, line, part):
     assert part in message
 
 
-def test_a_description_without_its_program(shop):
+def test_a_description_without_its_program(shop: Path) -> None:
     (shop / "steps" / "stamp.py").unlink()
     with pytest.raises(RecipeError) as caught:
         program.load("stamp", shop)
@@ -169,13 +169,13 @@ def test_a_description_without_its_program(shop):
 
 
 @pytest.mark.parametrize("name", ["stmap", "../steps/stamp", "", "Stamp"])
-def test_unknown_programs(shop, name):
+def test_unknown_programs(shop: Path, name: str) -> None:
     with pytest.raises(program.UnknownProgram) as caught:
         program.load(name, shop)
     assert caught.value.known == ("stamp",)
 
 
-def test_a_server_program(shop):
+def test_a_server_program(shop: Path) -> None:
     (shop / "servers").mkdir()
     (shop / "servers" / "echo.toml").write_text(
         'server = "echo"\nsummary = "Say it again."\ntoolchain = "convert"\nrootfs = "small"\nformats = ["gguf"]\n'
@@ -191,10 +191,10 @@ def test_a_server_program(shop):
 
 
 @pytest.mark.parametrize("name", program.names(ROOT / "builder" / "steps"))
-def test_shipped_steps(name):
+def test_shipped_steps(name: str) -> None:
     assert program.load(name, ROOT / "builder").name == name
 
 
 @pytest.mark.parametrize("name", program.names(ROOT / "builder" / "servers"))
-def test_shipped_servers(name):
+def test_shipped_servers(name: str) -> None:
     assert program.load_server(name, ROOT / "builder").name == name

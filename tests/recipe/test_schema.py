@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("file", sorted(texts()))
-def test_the_published_schema_is_the_one_the_engine_checks(file):
+def test_the_published_schema_is_the_one_the_engine_checks(file: str) -> None:
     published = (ROOT / "docs" / "schema" / file).read_text(encoding="utf-8")
     assert published == texts()[file], "run: python -m intaglio.recipe.schema docs/schema"
     jsonschema.Draft202012Validator.check_schema(schemas()[file])
@@ -28,7 +28,7 @@ SHIPPED = [
 
 
 @pytest.mark.parametrize(("schema", "path"), SHIPPED, ids=[path.stem for _, path in SHIPPED])
-def test_what_is_shipped_validates(schema, path):
+def test_what_is_shipped_validates(schema: str, path: Path) -> None:
     jsonschema.Draft202012Validator(schemas()[schema]).validate(tomllib.loads(path.read_text(encoding="utf-8")))
 
 
@@ -44,7 +44,7 @@ BAD = [
 
 
 @pytest.mark.parametrize("change", BAD)
-def test_the_schema_refuses_what_the_engine_refuses(change):
+def test_the_schema_refuses_what_the_engine_refuses(change: dict[str, object]) -> None:
     good = {
         "model": {"name": "a", "version": "1", "licence": "MIT"},
         "steps": {"s": {"uses": "x"}},

@@ -27,15 +27,17 @@ from intaglio.report import terminal
         (5.4, "files", "5 files"),
     ],
 )
-def test_amounts_for_people(count, unit, text):
+def test_amounts_for_people(count: float, unit: str, text: str) -> None:
     assert terminal.amount(count, unit) == text
 
 
-def test_no_progress_is_silent():
+def test_no_progress_is_silent() -> None:
     assert isinstance(terminal.progress("none"), Silent)
 
 
-def test_plain_lines_come_every_few_seconds(capsys, monkeypatch):
+def test_plain_lines_come_every_few_seconds(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     now = [100.0]
     monkeypatch.setattr("intaglio.report.terminal.time.monotonic", lambda: now[0])
     shown = terminal.progress("plain")
@@ -58,7 +60,9 @@ def test_plain_lines_come_every_few_seconds(capsys, monkeypatch):
     ]
 
 
-def test_what_is_quick_says_nothing_and_what_fails_says_no_end(capsys, monkeypatch):
+def test_what_is_quick_says_nothing_and_what_fails_says_no_end(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     now = [100.0]
     monkeypatch.setattr("intaglio.report.terminal.time.monotonic", lambda: now[0])
     shown = terminal.progress("plain")
@@ -72,7 +76,7 @@ def test_what_is_quick_says_nothing_and_what_fails_says_no_end(capsys, monkeypat
     assert capsys.readouterr().err == "tune: 3 steps, 5 s\n"
 
 
-def test_a_total_that_is_learnt_later(capsys, monkeypatch):
+def test_a_total_that_is_learnt_later(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr("intaglio.report.terminal.time.monotonic", lambda: now[0])
     with terminal.progress("plain").task("tune", unit="steps") as task:
@@ -82,7 +86,9 @@ def test_a_total_that_is_learnt_later(capsys, monkeypatch):
     assert capsys.readouterr().err.splitlines()[0] == "tune: 2 examples of 8 examples (25 %), 15 s left, 5 s"
 
 
-def test_json_lines_tell_begin_progress_and_end(capsys, monkeypatch):
+def test_json_lines_tell_begin_progress_and_end(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     now = [100.0]
     monkeypatch.setattr("intaglio.report.terminal.time.monotonic", lambda: now[0])
     shown = terminal.progress("json")
@@ -144,7 +150,7 @@ def on_a_terminal(**environment: str) -> str:
     return b"".join(chunks).decode()
 
 
-def test_bars_on_a_terminal():
+def test_bars_on_a_terminal() -> None:
     shown = on_a_terminal(TERM="xterm-256color")
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown)
     assert COLOUR.search(shown)
@@ -153,13 +159,13 @@ def test_bars_on_a_terminal():
     assert "meanwhile [bold]x[/bold]" in plain
 
 
-def test_no_color_is_honoured_and_says_the_same():
+def test_no_color_is_honoured_and_says_the_same() -> None:
     shown = on_a_terminal(TERM="xterm-256color", NO_COLOR="1")
     assert not COLOUR.search(shown)
     assert "4 MB of 4 MB" in re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown)
 
 
-def test_a_dumb_terminal_gets_plain_lines():
+def test_a_dumb_terminal_gets_plain_lines() -> None:
     shown = on_a_terminal(TERM="dumb")
     assert "\x1b" not in shown
     assert shown.split() == ["before", "meanwhile", "[bold]x[/bold]", "after"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from tests.images import KEYS, NAME, key
 
@@ -10,6 +12,7 @@ from intaglio.content.cosign_tag import SIGNATURE_MARK
 from intaglio.content.descriptor import MANIFEST_TYPE, Descriptor
 from intaglio.digest import Digest
 from intaglio.errors import CorruptContent, Untrusted
+from intaglio.strictjson import Object
 from intaglio.trust.cosign import (
     Link,
     bundle_referrer,
@@ -63,13 +66,14 @@ def test_older_form_of_another_key_image_or_type_is_refused() -> None:
         open_cosign(layer, payload, IMAGE.digest, [key("builder").public], what="signature")
     with pytest.raises(CorruptContent, match="something else"):
         open_cosign(layer, payload, Digest.of(b"other"), [key("release").public], what="signature")
-    for change in (
+    changes: tuple[Callable[[Object], None], ...] = (
         lambda d: d["critical"].update(type="atomic container signature"),
         lambda d: d["critical"]["identity"].update({"docker-reference": 1}),
         lambda d: d["critical"].update(extra=1),
         lambda d: d.update(extra=1),
         lambda d: d.update(critical=None),
-    ):
+    )
+    for change in changes:
         document = strictjson.parse_object(payload, what="payload")
         change(document)
         changed = strictjson.canonical(document)

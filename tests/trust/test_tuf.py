@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import stat
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
@@ -60,7 +61,11 @@ def test_what_has_not_changed_is_not_fetched_again(source: Source, home: Path) -
 
 def test_no_anchor_no_verdict(source: Source, tmp_path: Path) -> None:
     mirror = MemoryMirror(source.publish())
-    for work in (lambda: refresh(tmp_path, mirror, NOW), lambda: TrustedSource.load(tmp_path, NOW)):
+    works: tuple[Callable[[], object], ...] = (
+        lambda: refresh(tmp_path, mirror, NOW),
+        lambda: TrustedSource.load(tmp_path, NOW),
+    )
+    for work in works:
         with pytest.raises(NotVerifiable, match="there is no anchor") as caught:
             work()
         assert "trust anchor FILE" in (caught.value.hint or "")

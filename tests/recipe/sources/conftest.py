@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from tests.recipe.sources.web import Hub, Server
@@ -19,7 +20,7 @@ def network() -> Network:
 
 
 @pytest.fixture
-def store(tmp_path) -> Store:
+def store(tmp_path: Path) -> Store:
     return Store.open(tmp_path / "store")
 
 
@@ -38,7 +39,7 @@ def cdn() -> Iterator[Server]:
 
 
 @pytest.fixture
-def hub(cdn, monkeypatch) -> Iterator[Hub]:
+def hub(cdn: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     hub = Hub(cdn)
     monkeypatch.setenv("HF_ENDPOINT", hub.url)
     monkeypatch.delenv("HF_TOKEN", raising=False)

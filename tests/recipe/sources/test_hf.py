@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.recipe.sources.kept import blobs, leftovers
 from tests.recipe.sources.test_https import Bytes
-from tests.recipe.sources.web import Hub
+from tests.recipe.sources.web import Hub, Server
 
+from intaglio.content.layout import Store
 from intaglio.content.tree import File, Tree
 from intaglio.digest import Digest
 from intaglio.errors import CorruptContent, SourceUnreachable, UsageError
-from intaglio.progress import Silent
+from intaglio.progress import Progress, Silent
 from intaglio.recipe.sources.hf import HubSource, current_revision
+from intaglio.recipe.sources.http import Network
 from intaglio.recipe.sources.interface import BadUri, FloatingRevision, resolve
 
 CHANCE = random.Random(2)
@@ -42,10 +47,12 @@ TREE = of(FILES)
 
 
 @pytest.fixture
-def fetch(hub, store, network, tmp_path):
+def fetch(hub: Hub, store: Store, network: Network, tmp_path: Path) -> Callable[..., Tree]:
     hub.add("org/name", FILES, LFS)
 
-    def fetcher(uri=URI, expected=None, offline=False, progress=None):
+    def fetcher(
+        uri: str = URI, expected: Digest | None = None, offline: bool = False, progress: Progress | None = None
+    ) -> Tree:
         source = resolve(uri, tmp_path, name="base")
         assert isinstance(source, HubSource)
         source = dataclasses.replace(source, network=dataclasses.replace(network, attempts=4))
@@ -54,7 +61,7 @@ def fetch(hub, store, network, tmp_path):
     return fetcher
 
 
-def test_a_repository(fetch, store, hub):
+def test_a_repository(fetch: Callable[..., Tree], store: Store, hub: Hub) -> None:
     progress = Bytes()
     assert fetch(progress=progress) == TREE
     assert store.has_tree(TREE.digest)
@@ -64,25 +71,25 @@ def test_a_repository(fetch, store, hub):
     assert len(listings) == 3  # the listing goes over several pages
 
 
-def test_a_dataset(fetch, hub):
+def test_a_dataset(fetch: Callable[..., Tree], hub: Hub) -> None:
     hub.add("datasets/org/data", {"train.jsonl": b"{}\n"}, set())
     assert fetch(f"hf:datasets/org/data@{Hub.REVISION}") == of({"train.jsonl": b"{}\n"})
 
 
 @pytest.mark.parametrize("mark", ["#", "?include="])
-def test_only_some_files(fetch, hub, mark):
+def test_only_some_files(fetch: Callable[..., Tree], hub: Hub, mark: str) -> None:
     tree = fetch(f"{URI}{mark}*.json,model-00002*")
     assert [file.path for file in tree.files] == ["config.json", "model-00002.safetensors", "sub dir/tokenizer#1.json"]
     assert not hub.asked(BIG)
 
 
-def test_a_pattern_that_matches_nothing(fetch):
+def test_a_pattern_that_matches_nothing(fetch: Callable[..., Tree]) -> None:
     with pytest.raises(SourceUnreachable) as caught:
         fetch(f"{URI}#*.json,*.gguf")
     assert "no file matches '*.gguf'" in caught.value.message
 
 
-def test_a_pinned_repository_needs_no_network_twice(fetch, hub, cdn):
+def test_a_pinned_repository_needs_no_network_twice(fetch: Callable[..., Tree], hub: Hub, cdn: Server) -> None:
     fetch()
     hub.requests.clear()
     cdn.requests.clear()
@@ -91,14 +98,16 @@ def test_a_pinned_repository_needs_no_network_twice(fetch, hub, cdn):
     assert not cdn.requests
 
 
-def test_offline_and_not_in_the_store(fetch, hub):
+def test_offline_and_not_in_the_store(fetch: Callable[..., Tree], hub: Hub) -> None:
     with pytest.raises(SourceUnreachable) as caught:
         fetch(expected=TREE.digest, offline=True)
     assert "--offline" in caught.value.message
     assert not hub.requests
 
 
-def test_another_tree_than_pinned_is_refused_before_its_weights(fetch, cdn, store):
+def test_another_tree_than_pinned_is_refused_before_its_weights(
+    fetch: Callable[..., Tree], cdn: Server, store: Store
+) -> None:
     with pytest.raises(CorruptContent) as caught:
         fetch(expected=Digest.of(b"other"))
     assert f"{URI}: the bytes changed" in caught.value.message
@@ -110,7 +119,7 @@ def test_another_tree_than_pinned_is_refused_before_its_weights(fetch, cdn, stor
 
 @pytest.mark.parametrize("fault", ["429", "503", "close", "stall"])
 @pytest.mark.parametrize("where", ["listing", "small", "resolve", "cdn"])
-def test_faults_that_pass(fetch, hub, cdn, fault, where):
+def test_faults_that_pass(fetch: Callable[..., Tree], hub: Hub, cdn: Server, fault: str, where: str) -> None:
     if where == "cdn":
         cdn.faults[CDN] = [fault, fault]
     elif where != "resolve" or fault.isdigit():
@@ -119,7 +128,7 @@ def test_faults_that_pass(fetch, hub, cdn, fault, where):
     assert fetch() == TREE
 
 
-def test_an_lfs_file_goes_on_where_it_ended(fetch, cdn):
+def test_an_lfs_file_goes_on_where_it_ended(fetch: Callable[..., Tree], cdn: Server) -> None:
     cdn.faults[CDN] = ["close"]
     assert fetch() == TREE
     first, second = cdn.asked(CDN)
@@ -127,20 +136,22 @@ def test_an_lfs_file_goes_on_where_it_ended(fetch, cdn):
     assert second["range"] == "bytes=100000-"
 
 
-def test_what_is_here_already_is_not_fetched_again(fetch, cdn, store):
+def test_what_is_here_already_is_not_fetched_again(fetch: Callable[..., Tree], cdn: Server, store: Store) -> None:
     store.put(FILES["model-00001.safetensors"])
     assert fetch() == TREE
     assert not cdn.asked(CDN)
 
 
-def test_wrong_bytes_of_the_same_size_once(fetch, hub, cdn):
+def test_wrong_bytes_of_the_same_size_once(fetch: Callable[..., Tree], hub: Hub, cdn: Server) -> None:
     cdn.faults[CDN] = ["wrong-bytes"]
     hub.faults[SMALL] = ["wrong-bytes"]
     assert fetch() == TREE
 
 
 @pytest.mark.parametrize("where", ["small", "large"])
-def test_wrong_bytes_of_the_same_size_again(fetch, hub, cdn, store, where):
+def test_wrong_bytes_of_the_same_size_again(
+    fetch: Callable[..., Tree], hub: Hub, cdn: Server, store: Store, where: str
+) -> None:
     if where == "large":
         cdn.faults[CDN] = ["wrong-bytes"] * 9
     else:
@@ -171,7 +182,9 @@ def test_wrong_bytes_of_the_same_size_again(fetch, hub, cdn, store, where):
         ("config.json", {"size": True}),
     ],
 )
-def test_a_listing_that_lies(fetch, hub, store, path, lie):
+def test_a_listing_that_lies(
+    fetch: Callable[..., Tree], hub: Hub, store: Store, path: str, lie: dict[str, Any]
+) -> None:
     hub.lies[path] = lie
     with pytest.raises((CorruptContent, SourceUnreachable)):
         fetch()
@@ -181,13 +194,13 @@ def test_a_listing_that_lies(fetch, hub, store, path, lie):
 
 
 @pytest.mark.parametrize("etag", ['"' + "0" * 64 + '"', '"not-a-digest"'])
-def test_a_wrong_etag_decides_nothing(fetch, hub, cdn, etag):
+def test_a_wrong_etag_decides_nothing(fetch: Callable[..., Tree], hub: Hub, cdn: Server, etag: str) -> None:
     for server, path in ((hub, SMALL), (cdn, CDN)):
         server.headers[path] = {"ETag": etag, "X-Linked-ETag": etag, "X-Linked-Size": "1"}
     assert fetch() == TREE
 
 
-def test_a_listing_that_goes_on_elsewhere(fetch, hub, cdn):
+def test_a_listing_that_goes_on_elsewhere(fetch: Callable[..., Tree], hub: Hub, cdn: Server) -> None:
     listing = f"/api/models/org/name/tree/{Hub.REVISION}"
     hub.headers[listing] = {"Link": f'<{cdn.url}{listing}>; rel="next"'}
     with pytest.raises(CorruptContent) as caught:
@@ -195,7 +208,7 @@ def test_a_listing_that_goes_on_elsewhere(fetch, hub, cdn):
     assert "goes on at another server" in caught.value.message
 
 
-def test_a_listing_without_end(fetch, hub):
+def test_a_listing_without_end(fetch: Callable[..., Tree], hub: Hub) -> None:
     listing = f"/api/models/org/name/tree/{Hub.REVISION}"
     hub.headers[listing] = {"Link": f'<{hub.url}{listing}>; rel="next"'}
     with pytest.raises(CorruptContent) as caught:
@@ -206,14 +219,16 @@ def test_a_listing_without_end(fetch, hub):
 @pytest.mark.parametrize(
     "body", [b"{}", b"[", b'[{"type": "file", "path": 1}]', b"[1]", b"[NaN]", b'[{"a": 1, "a": 2}]']
 )
-def test_a_listing_that_is_none(fetch, hub, body):
+def test_a_listing_that_is_none(fetch: Callable[..., Tree], hub: Hub, body: bytes) -> None:
     hub.repositories.clear()
     hub.pages[f"/api/models/org/name/tree/{Hub.REVISION}"] = body
     with pytest.raises(CorruptContent):
         fetch()
 
 
-def test_the_token_goes_to_the_endpoint_and_to_nobody_else(fetch, hub, cdn, monkeypatch):
+def test_the_token_goes_to_the_endpoint_and_to_nobody_else(
+    fetch: Callable[..., Tree], hub: Hub, cdn: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     hub.needs_token = "hf_topsecrettoken"  # noqa: S105 - none
     with pytest.raises(SourceUnreachable) as caught:
         fetch()
@@ -225,7 +240,7 @@ def test_the_token_goes_to_the_endpoint_and_to_nobody_else(fetch, hub, cdn, monk
     assert all("authorization" not in headers for _, headers in cdn.requests)
 
 
-def test_a_refused_token_is_not_shown(fetch, hub, monkeypatch):
+def test_a_refused_token_is_not_shown(fetch: Callable[..., Tree], hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.needs_token = "another"  # noqa: S105 - none
     monkeypatch.setenv("HF_TOKEN", "hf_topsecrettoken")
     progress = Bytes()
@@ -235,14 +250,18 @@ def test_a_refused_token_is_not_shown(fetch, hub, monkeypatch):
     assert not any("topsecret" in text for text in (caught.value.message, caught.value.hint or "", *progress.notes))
 
 
-def test_nothing_of_the_token_reaches_the_store(fetch, store, hub, monkeypatch):
+def test_nothing_of_the_token_reaches_the_store(
+    fetch: Callable[..., Tree], store: Store, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_topsecrettoken")
     fetch()
     for path in store.root.rglob("*"):
         assert path.is_dir() or b"topsecrettoken" not in path.read_bytes()
 
 
-def test_a_mirror_when_the_hub_is_down(fetch, hub, cdn, store, monkeypatch):
+def test_a_mirror_when_the_hub_is_down(
+    fetch: Callable[..., Tree], hub: Hub, cdn: Server, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     mirror = Hub(cdn)
     mirror.add("org/name", FILES, LFS)
     monkeypatch.setenv("HF_TOKEN", "hf_topsecrettoken")
@@ -258,7 +277,9 @@ def test_a_mirror_when_the_hub_is_down(fetch, hub, cdn, store, monkeypatch):
         mirror.close()
 
 
-def test_a_mirror_that_gives_other_bytes_is_caught_by_the_pin(fetch, hub, cdn, store, monkeypatch):
+def test_a_mirror_that_gives_other_bytes_is_caught_by_the_pin(
+    fetch: Callable[..., Tree], hub: Hub, cdn: Server, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     mirror = Hub(cdn)
     mirror.add("org/name", {**FILES, "config.json": b"{}"}, LFS)
     monkeypatch.setenv("INTAGLIO_HF_MIRRORS", mirror.url)
@@ -271,21 +292,21 @@ def test_a_mirror_that_gives_other_bytes_is_caught_by_the_pin(fetch, hub, cdn, s
         mirror.close()
 
 
-def test_an_endpoint_with_a_password(fetch, monkeypatch):
+def test_an_endpoint_with_a_password(fetch: Callable[..., Tree], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "https://me:topsecret@example.org")
     with pytest.raises(UsageError) as caught:
         fetch()
     assert "topsecret" not in caught.value.message
 
 
-def test_an_endpoint_over_http(fetch, monkeypatch):
+def test_an_endpoint_over_http(fetch: Callable[..., Tree], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://example.org")
     with pytest.raises(SourceUnreachable) as caught:
         fetch()
     assert "expected an https: address" in caught.value.message
 
 
-def test_what_a_branch_means_now(hub, network):
+def test_what_a_branch_means_now(hub: Hub, network: Network) -> None:
     hub.add("org/name", FILES, LFS)
     assert current_revision("hf:org/name@main", network) == Hub.REVISION
     assert current_revision("hf:org/gone@main", network) is None
@@ -295,7 +316,7 @@ def test_what_a_branch_means_now(hub, network):
 @pytest.mark.parametrize(
     "uri", ["hf:org/name@main", "hf:org/name@v1.0", "hf:org/name@refs/pr/1", "hf:org/name@0123abc"]
 )
-def test_a_branch_is_no_pin(tmp_path, uri):
+def test_a_branch_is_no_pin(tmp_path: Path, uri: str) -> None:
     with pytest.raises(FloatingRevision) as caught:
         resolve(uri, tmp_path)
     assert "a commit of 40 hex digits" in caught.value.message
@@ -304,6 +325,6 @@ def test_a_branch_is_no_pin(tmp_path, uri):
 @pytest.mark.parametrize(
     "uri", ["hf:org/name", "hf:a/b/c@" + "0" * 40, "hf:../x@" + "0" * 40, "hf:@" + "0" * 40, "hf:org/name@"]
 )
-def test_bad_addresses(tmp_path, uri):
+def test_bad_addresses(tmp_path: Path, uri: str) -> None:
     with pytest.raises(BadUri):
         resolve(uri, tmp_path)

@@ -9,16 +9,19 @@ import socket
 import ssl
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, NoReturn
 
 import pytest
 from tests.recipe.sources.kept import blobs, leftovers
 from tests.recipe.sources.web import Server
 
+from intaglio.content.layout import Store
 from intaglio.content.tree import File, Tree
 from intaglio.digest import Digest
 from intaglio.errors import CorruptContent, MachineError, SourceUnreachable
-from intaglio.progress import Silent
+from intaglio.progress import Progress, Silent
 from intaglio.recipe.sources.http import Client, Network, origin, plain
 from intaglio.recipe.sources.https import HttpsSource
 from intaglio.recipe.sources.interface import BadUri, resolve
@@ -31,37 +34,44 @@ TREE = Tree.of([File("model.bin", DIGEST, len(DATA))])
 class Bytes:
     """A progress that adds up."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.count = self.whole = 0
-        self.notes = []
+        self.notes: list[str] = []
 
-    def task(self, what, total=None, unit="B"):
+    def task(self, what: str, total: int | None = None, unit: str = "B") -> Bytes:
         return self
 
-    def advance(self, amount):
+    def advance(self, amount: int) -> None:
         self.count += amount
 
-    def say(self, text):
+    def say(self, text: str) -> None:
         self.notes.append(text)
 
-    def total(self, amount, unit):
+    def total(self, amount: int, unit: str) -> None:
         self.whole = amount
 
-    def note(self, text):
+    def note(self, text: str) -> None:
         self.notes.append(text)
 
-    def __enter__(self):
+    def __enter__(self) -> Bytes:
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         pass
 
 
 @pytest.fixture
-def fetch(server, store, network, tmp_path):
+def fetch(server: Server, store: Store, network: Network, tmp_path: Path) -> Callable[..., Tree]:
     server.pages["/x/model.bin"] = DATA
 
-    def fetcher(expected=None, offline=False, progress=None, digest=DIGEST, uri=None, **changes):
+    def fetcher(
+        expected: Digest | None = None,
+        offline: bool = False,
+        progress: Progress | None = None,
+        digest: Digest | None = DIGEST,
+        uri: str | None = None,
+        **changes: Any,
+    ) -> Tree:
         source = resolve(uri or f"{server.url}/x/model.bin", tmp_path, name="weights", digest=digest)
         assert isinstance(source, HttpsSource)
         source = dataclasses.replace(source, network=dataclasses.replace(network, **changes))
@@ -70,14 +80,14 @@ def fetch(server, store, network, tmp_path):
     return fetcher
 
 
-def test_a_file(fetch, store, server):
+def test_a_file(fetch: Callable[..., Tree], store: Store, server: Server) -> None:
     assert fetch() == TREE
     assert store.has_tree(TREE.digest)
     assert len(server.requests) == 1
     assert not list((store.root / "partial").iterdir())
 
 
-def test_what_is_in_the_store_is_not_asked_for(fetch, server):
+def test_what_is_in_the_store_is_not_asked_for(fetch: Callable[..., Tree], server: Server) -> None:
     fetch()
     server.requests.clear()
     assert fetch(expected=TREE.digest, offline=True) == TREE
@@ -85,7 +95,7 @@ def test_what_is_in_the_store_is_not_asked_for(fetch, server):
     assert not server.requests
 
 
-def test_offline_and_not_in_the_store(fetch, server):
+def test_offline_and_not_in_the_store(fetch: Callable[..., Tree], server: Server) -> None:
     with pytest.raises(SourceUnreachable) as caught:
         fetch(offline=True)
     assert "--offline" in caught.value.message
@@ -95,7 +105,7 @@ def test_offline_and_not_in_the_store(fetch, server):
 @pytest.mark.parametrize(
     "faults", [["429"], ["500", "503"], ["close"], ["close", "close", "502"], ["stall"], ["trickle"]]
 )
-def test_faults_that_pass(fetch, server, faults):
+def test_faults_that_pass(fetch: Callable[..., Tree], server: Server, faults: list[str]) -> None:
     server.faults["/x/model.bin"] = list(faults)
     progress = Bytes()
     assert fetch(progress=progress, attempts=5) == TREE
@@ -103,7 +113,7 @@ def test_faults_that_pass(fetch, server, faults):
     assert progress.count == progress.whole == len(DATA)
 
 
-def test_going_on_where_it_ended(fetch, server):
+def test_going_on_where_it_ended(fetch: Callable[..., Tree], server: Server) -> None:
     server.faults["/x/model.bin"] = ["close"]
     assert fetch() == TREE
     first, second = server.asked("/x/model.bin")
@@ -111,7 +121,7 @@ def test_going_on_where_it_ended(fetch, server):
     assert second["range"] == f"bytes={len(DATA) // 2}-"
 
 
-def test_going_on_in_another_process(fetch, server, store):
+def test_going_on_in_another_process(fetch: Callable[..., Tree], server: Server, store: Store) -> None:
     store.partial(DIGEST).parent.mkdir(exist_ok=True)
     store.partial(DIGEST).write_bytes(DATA[:1000])
     assert fetch() == TREE
@@ -119,7 +129,7 @@ def test_going_on_in_another_process(fetch, server, store):
 
 
 @pytest.mark.parametrize("fault", ["no-range", "wrong-range"])
-def test_a_server_that_does_not_go_on(fetch, server, store, fault):
+def test_a_server_that_does_not_go_on(fetch: Callable[..., Tree], server: Server, store: Store, fault: str) -> None:
     store.partial(DIGEST).parent.mkdir(exist_ok=True)
     store.partial(DIGEST).write_bytes(DATA[:1000])
     server.faults["/x/model.bin"] = [fault]
@@ -127,14 +137,16 @@ def test_a_server_that_does_not_go_on(fetch, server, store, fault):
 
 
 @pytest.mark.parametrize("wrong", [b"x" * 1000, DATA + b"more", b"y" * len(DATA)])
-def test_a_beginning_that_is_wrong_is_thrown_away(fetch, store, wrong):
+def test_a_beginning_that_is_wrong_is_thrown_away(fetch: Callable[..., Tree], store: Store, wrong: bytes) -> None:
     store.partial(DIGEST).parent.mkdir(exist_ok=True)
     store.partial(DIGEST).write_bytes(wrong)
     assert fetch() == TREE
 
 
 @pytest.mark.parametrize("fault", ["wrong-bytes", "longer"])
-def test_other_bytes_are_refused_and_not_kept(fetch, server, store, fault):
+def test_other_bytes_are_refused_and_not_kept(
+    fetch: Callable[..., Tree], server: Server, store: Store, fault: str
+) -> None:
     server.faults["/x/model.bin"] = [fault] * 2
     with pytest.raises(CorruptContent) as caught:
         fetch()
@@ -145,13 +157,13 @@ def test_other_bytes_are_refused_and_not_kept(fetch, server, store, fault):
     assert not list((store.root / "partial").iterdir())
 
 
-def test_a_lock_that_promises_another_tree(fetch, store):
+def test_a_lock_that_promises_another_tree(fetch: Callable[..., Tree], store: Store) -> None:
     with pytest.raises(CorruptContent) as caught:
         fetch(expected=Digest.of(b"other"))
     assert "intaglio update weights" in (caught.value.hint or "")
 
 
-def test_a_server_that_never_helps(fetch, server, store):
+def test_a_server_that_never_helps(fetch: Callable[..., Tree], server: Server, store: Store) -> None:
     server.faults["/x/model.bin"] = ["close"] * 9
     with pytest.raises(SourceUnreachable) as caught:
         fetch()
@@ -163,7 +175,7 @@ def test_a_server_that_never_helps(fetch, server, store):
 @pytest.mark.parametrize(
     ("status", "part"), [("404", "does not have it (404)"), ("403", "answers 403"), ("400", "refuses (400)")]
 )
-def test_refusals_are_not_asked_again(fetch, server, status, part):
+def test_refusals_are_not_asked_again(fetch: Callable[..., Tree], server: Server, status: str, part: str) -> None:
     server.faults["/x/model.bin"] = [status]
     with pytest.raises(SourceUnreachable) as caught:
         fetch()
@@ -171,13 +183,13 @@ def test_refusals_are_not_asked_again(fetch, server, status, part):
     assert len(server.requests) == 1
 
 
-def test_an_encoded_body_is_refused(fetch, server):
+def test_an_encoded_body_is_refused(fetch: Callable[..., Tree], server: Server) -> None:
     server.faults["/x/model.bin"] = ["encoded"]
     with pytest.raises(SourceUnreachable):
         fetch()
 
 
-def test_nobody_listens(fetch, server):
+def test_nobody_listens(fetch: Callable[..., Tree], server: Server) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -186,11 +198,11 @@ def test_nobody_listens(fetch, server):
     assert "cannot connect" in caught.value.message
 
 
-def test_no_such_host(fetch, monkeypatch):
+def test_no_such_host(fetch: Callable[..., Tree], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HTTPS_PROXY", raising=False)
     monkeypatch.delenv("https_proxy", raising=False)
 
-    def unknown(*_, **__):
+    def unknown(*_: object, **__: object) -> NoReturn:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
@@ -199,7 +211,7 @@ def test_no_such_host(fetch, monkeypatch):
     assert "no such host" in caught.value.message
 
 
-def test_redirects_are_followed_and_counted(fetch, server, cdn):
+def test_redirects_are_followed_and_counted(fetch: Callable[..., Tree], server: Server, cdn: Server) -> None:
     cdn.pages["/far/blob"] = DATA
     server.redirects["/x/model.bin"] = f"{cdn.url}/far/blob?X-Amz-Signature=topsecret"
     assert fetch() == TREE
@@ -209,7 +221,7 @@ def test_redirects_are_followed_and_counted(fetch, server, cdn):
     assert "more than 5 redirects" in caught.value.message
 
 
-def test_redirects_only_go_where_addresses_may(fetch, server):
+def test_redirects_only_go_where_addresses_may(fetch: Callable[..., Tree], server: Server) -> None:
     for target in ("http://example.org/x", "file:///etc/passwd", "ftp://example.org/x"):
         server.redirects["/x/model.bin"] = target
         with pytest.raises(SourceUnreachable) as caught:
@@ -217,14 +229,14 @@ def test_redirects_only_go_where_addresses_may(fetch, server):
         assert "expected an https: address" in caught.value.message
 
 
-def test_a_signed_address_is_never_shown(fetch, server, cdn):
+def test_a_signed_address_is_never_shown(fetch: Callable[..., Tree], server: Server, cdn: Server) -> None:
     server.redirects["/x/model.bin"] = f"{cdn.url}/gone?X-Amz-Signature=topsecret"
     with pytest.raises(SourceUnreachable) as caught:
         fetch()
     assert "topsecret" not in caught.value.message
 
 
-def test_a_token_goes_to_its_own_origin_only(server, cdn, network, tmp_path):
+def test_a_token_goes_to_its_own_origin_only(server: Server, cdn: Server, network: Network, tmp_path: Path) -> None:
     server.pages["/here"] = b"{}"
     cdn.pages["/far"] = b"{}"
     server.redirects["/there"] = f"{cdn.url}/far"
@@ -239,13 +251,13 @@ def test_a_token_goes_to_its_own_origin_only(server, cdn, network, tmp_path):
     assert "hf_secret" not in repr(client)
 
 
-def test_a_document_past_its_bound_is_refused(server, network):
+def test_a_document_past_its_bound_is_refused(server: Server, network: Network) -> None:
     server.pages["/big"] = b"x" * 1000
     with pytest.raises(SourceUnreachable):
         Client(network).read(f"{server.url}/big", max_bytes=999)
 
 
-def test_full_disk(server, network):
+def test_full_disk(server: Server, network: Network) -> None:
     server.pages["/x/model.bin"] = DATA
     with pytest.raises(MachineError) as caught:
         Client(network).download(f"{server.url}/x/model.bin", Path("/dev/full"), size=None, task=Bytes())
@@ -271,7 +283,7 @@ def test_full_disk(server, network):
         ("https://example.org/a#b", DIGEST, "without #"),
     ],
 )
-def test_bad_addresses(tmp_path, uri, digest, part):
+def test_bad_addresses(tmp_path: Path, uri: str, digest: Digest | None, part: str) -> None:
     if not part:
         assert resolve(uri, tmp_path, digest=digest)
         return
@@ -280,13 +292,13 @@ def test_bad_addresses(tmp_path, uri, digest, part):
     assert part in caught.value.message
 
 
-def test_what_is_shown_of_an_address():
+def test_what_is_shown_of_an_address() -> None:
     assert plain("https://me:pw@example.org:8/a/b?token=x#y") == "https://example.org:8/a/b"
     assert origin("https://Example.org/a") == origin("https://example.org:443/b")
     assert origin("https://example.org") != origin("http://example.org")
 
 
-def certificate(folder, name):
+def certificate(folder: Path, name: str) -> tuple[Path, Path]:
     """A self-signed certificate for localhost, made with the engine's own library."""
     import datetime
 
@@ -319,7 +331,7 @@ def certificate(folder, name):
 
 
 @pytest.fixture
-def secure(tmp_path):
+def secure(tmp_path: Path) -> Iterator[tuple[str, Path]]:
     authority, key = certificate(tmp_path, "ours")
     server = Server()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -330,7 +342,9 @@ def secure(tmp_path):
     server.close()
 
 
-def test_only_our_own_configuration_names_authorities(secure, tmp_path, network, monkeypatch):
+def test_only_our_own_configuration_names_authorities(
+    secure: tuple[str, Path], tmp_path: Path, network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
     url, authority = secure
     other, _ = certificate(tmp_path, "other")
     # What other tools listen to neither opens the door …
@@ -354,14 +368,14 @@ def test_only_our_own_configuration_names_authorities(secure, tmp_path, network,
         Client(Network.from_environment()).read(url, max_bytes=10)
 
 
-def test_https_never_goes_on_over_http(network, monkeypatch):
+def test_https_never_goes_on_over_http(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
     client = Client(network)
 
     class Answer:
         status = 302
         headers = {"Location": "http://127.0.0.1:1/x"}  # noqa: RUF012
 
-        def close(self):
+        def close(self) -> None:
             pass
 
     monkeypatch.setattr(client, "_ask", lambda url, headers: Answer())
@@ -370,7 +384,7 @@ def test_https_never_goes_on_over_http(network, monkeypatch):
     assert "redirects from https:" in caught.value.message
 
 
-def test_two_processes_fetch_once(server, store, tmp_path):
+def test_two_processes_fetch_once(server: Server, store: Store, tmp_path: Path) -> None:
     server.pages["/x/model.bin"] = DATA
     code = (
         "import sys, pathlib\n"

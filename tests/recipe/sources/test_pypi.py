@@ -8,11 +8,14 @@ import stat
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from tests.recipe.sources.kept import blobs, leftovers
 
+from intaglio.content.layout import Store
 from intaglio.content.tree import File, Tree
 from intaglio.digest import Digest
 from intaglio.errors import CorruptContent, MachineError, SourceUnreachable
@@ -43,7 +46,7 @@ def wheel(folder: Path, files: dict[str, bytes] = FILES, name: str = "box-1.2.3-
 
 
 @pytest.fixture
-def wheels(tmp_path, monkeypatch):
+def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A find-links folder that pip, through its own configuration, takes everything from."""
     folder = tmp_path / "wheels"
     wheel(folder)
@@ -56,8 +59,8 @@ def wheels(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def fetch(store, tmp_path):
-    def fetcher(uri, expected=None, offline=False):
+def fetch(store: Store, tmp_path: Path) -> Callable[..., Tree]:
+    def fetcher(uri: str, expected: Digest | None = None, offline: bool = False) -> Tree:
         source = resolve(uri, tmp_path, name="box")
         return source.fetch(store, expected=expected, progress=Silent(), offline=offline)
 
@@ -68,13 +71,13 @@ def of(data: dict[str, bytes]) -> Tree:
     return Tree.of(File(path, Digest.of(body), len(body)) for path, body in data.items())
 
 
-def test_the_wheel_itself(fetch, wheels, store):
+def test_the_wheel_itself(fetch: Callable[..., Tree], wheels: Path, store: Store) -> None:
     data = (wheels / "box-1.2.3-py3-none-any.whl").read_bytes()
     assert fetch("pypi:box==1.2.3") == of({"box-1.2.3-py3-none-any.whl": data})
     assert data in blobs(store)
 
 
-def test_a_file_inside(fetch, wheels, store):
+def test_a_file_inside(fetch: Callable[..., Tree], wheels: Path, store: Store) -> None:
     tree = fetch("pypi:box==1.2.3#box/model.gguf")
     assert tree == of({"model.gguf": FILES["box/model.gguf"]})
     assert store.has_tree(tree.digest)
@@ -83,27 +86,29 @@ def test_a_file_inside(fetch, wheels, store):
 
 
 @pytest.mark.parametrize("uri", ["pypi:box==1.2.3#box/notes", "pypi:Box==1.2.3#box/notes/"])
-def test_a_folder_inside(fetch, wheels, uri):
+def test_a_folder_inside(fetch: Callable[..., Tree], wheels: Path, uri: str) -> None:
     assert fetch(uri) == of({"a.txt": b"a", "deep/b.txt": b"b"})
 
 
-def test_a_pinned_wheel_needs_no_network_twice(fetch, wheels, monkeypatch):
+def test_a_pinned_wheel_needs_no_network_twice(
+    fetch: Callable[..., Tree], wheels: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tree = fetch("pypi:box==1.2.3#box/model.gguf")
 
-    def no_pip(*_, **__):
+    def no_pip(*_: object, **__: object) -> NoReturn:
         raise AssertionError("pip was started")
 
     monkeypatch.setattr(subprocess, "run", no_pip)
     assert fetch("pypi:box==1.2.3#box/model.gguf", expected=tree.digest, offline=True) == tree
 
 
-def test_offline_and_not_in_the_store(fetch, wheels):
+def test_offline_and_not_in_the_store(fetch: Callable[..., Tree], wheels: Path) -> None:
     with pytest.raises(SourceUnreachable) as caught:
         fetch("pypi:box==1.2.3", expected=Digest.of(b""), offline=True)
     assert "--offline" in caught.value.message
 
 
-def test_another_wheel_under_the_same_version(fetch, wheels, store):
+def test_another_wheel_under_the_same_version(fetch: Callable[..., Tree], wheels: Path, store: Store) -> None:
     tree = fetch("pypi:box==1.2.3#box/model.gguf")
     store.path(tree.digest).unlink()
     before = blobs(store)
@@ -117,14 +122,14 @@ def test_another_wheel_under_the_same_version(fetch, wheels, store):
 
 
 @pytest.mark.parametrize("uri", ["pypi:box==9.9", "pypi:nobody-has-this==1"])
-def test_what_no_index_has(fetch, wheels, uri):
+def test_what_no_index_has(fetch: Callable[..., Tree], wheels: Path, uri: str) -> None:
     with pytest.raises(SourceUnreachable) as caught:
         fetch(uri)
     assert "pip could not fetch it" in caught.value.message
     assert "ERROR: No matching distribution found" in caught.value.message
 
 
-def test_an_unreachable_index(fetch, wheels, monkeypatch):
+def test_an_unreachable_index(fetch: Callable[..., Tree], wheels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PIP_NO_INDEX")
     monkeypatch.delenv("PIP_FIND_LINKS")
     monkeypatch.setenv("PIP_INDEX_URL", "http://me:topsecret@127.0.0.1:9/simple")
@@ -134,20 +139,22 @@ def test_an_unreachable_index(fetch, wheels, monkeypatch):
     assert "topsecret" not in caught.value.message
 
 
-def test_a_path_that_is_not_there(fetch, wheels):
+def test_a_path_that_is_not_there(fetch: Callable[..., Tree], wheels: Path) -> None:
     with pytest.raises(SourceUnreachable) as caught:
         fetch("pypi:box==1.2.3#box/modle.gguf")
     assert "did you mean box/model.gguf?" in caught.value.message
 
 
-def test_an_sdist_is_never_built(fetch, wheels, tmp_path):
+def test_an_sdist_is_never_built(fetch: Callable[..., Tree], wheels: Path, tmp_path: Path) -> None:
     (wheels / "box-1.2.3-py3-none-any.whl").rename(tmp_path / "away.whl")
     (wheels / "box-1.2.3.tar.gz").write_bytes(b"not even an archive")
     with pytest.raises(SourceUnreachable):
         fetch("pypi:box==1.2.3")
 
 
-def test_pip_is_missing(fetch, wheels, monkeypatch, tmp_path):
+def test_pip_is_missing(
+    fetch: Callable[..., Tree], wheels: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     bare = tmp_path / "bare"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", bare], check=True)
     assert importlib.util.find_spec("pip")
@@ -184,7 +191,14 @@ def link() -> zipfile.ZipInfo:
     ],
     ids=["escape", "absolute", "backslash", "link", "case", "bomb"],
 )
-def test_hostile_wheels(fetch, wheels, store, tmp_path, members, part):
+def test_hostile_wheels(
+    fetch: Callable[..., Tree],
+    wheels: Path,
+    store: Store,
+    tmp_path: Path,
+    members: list[tuple[zipfile.ZipInfo, bytes]],
+    part: str,
+) -> None:
     hostile(wheels, *members)
     with pytest.raises(CorruptContent) as caught:
         fetch("pypi:box==1.2.3#box/notes")
@@ -195,14 +209,14 @@ def test_hostile_wheels(fetch, wheels, store, tmp_path, members, part):
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
-def test_a_file_that_is_there_twice(fetch, wheels, store):
+def test_a_file_that_is_there_twice(fetch: Callable[..., Tree], wheels: Path, store: Store) -> None:
     hostile(wheels, (zipfile.ZipInfo("box/notes/a.txt"), b"second"))
     with pytest.raises(CorruptContent) as caught:
         fetch("pypi:box==1.2.3#box/notes")
     assert "is in the archive 2 times" in caught.value.message
 
 
-def test_flipped_bits(fetch, wheels, store):
+def test_flipped_bits(fetch: Callable[..., Tree], wheels: Path, store: Store) -> None:
     path = wheels / "box-1.2.3-py3-none-any.whl"
     with zipfile.ZipFile(path) as archive:
         info = archive.getinfo("box/model.gguf")
@@ -215,7 +229,7 @@ def test_flipped_bits(fetch, wheels, store):
     assert not blobs(store)
 
 
-def test_whatever_is_damaged_the_bytes_are_right_or_refused(wheels, tmp_path):
+def test_whatever_is_damaged_the_bytes_are_right_or_refused(wheels: Path, tmp_path: Path) -> None:
     path = wheel(wheels, {"box/a.txt": b"some text, some text", "box/b.txt": b"more"})
     good = path.read_bytes()
     source = resolve("pypi:box==1.2.3#box", tmp_path)
@@ -251,6 +265,6 @@ def test_whatever_is_damaged_the_bytes_are_right_or_refused(wheels, tmp_path):
         "pypi:a b==1",
     ],
 )
-def test_bad_addresses(tmp_path, uri):
+def test_bad_addresses(tmp_path: Path, uri: str) -> None:
     with pytest.raises(BadUri):
         resolve(uri, tmp_path)
