@@ -22,7 +22,7 @@ from unittest import mock
 from benchmarks.scratch import discard
 from benchmarks.table import Table, figures, verdict
 from benchmarks.timing import interleave, ratio, stopwatch
-from intaglio.content import intake
+from intaglio.content import direct
 from intaglio.content.layout import Store
 
 MOVED, COPIED = 0.9, 0.65
@@ -99,7 +99,7 @@ def measure(scratch: Path, rounds: int, size: int, note: Callable[[str], None]) 
         return seconds
 
     def cached() -> float:
-        with mock.patch.object(intake, "LARGE", 1 << 62), mock.patch.object(os, "fsync"):
+        with mock.patch.object(direct, "LARGE", 1 << 62), mock.patch.object(os, "fsync"):
             return copied()
 
     variants = {
