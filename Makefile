@@ -23,7 +23,7 @@ demo: setup ## Build, sign, verify and serve a real model, once through (in .int
 	@INTAGLIO_HOME="$(INTAGLIO_HOME)" $(BIN)/python scripts/demo.py
 
 test: setup-test ## Run the tests (within 15 minutes)
-	$(BIN)/python -m pytest tests -m "not long" -n auto --dist loadfile
+	$(BIN)/python -m pytest tests -m "not long" -n auto --dist loadfile --no-loadscope-reorder
 
 lint: setup-test setup-lint ## Check style, types, the floors of the house and the page of commands
 	$(BIN)/ruff check .

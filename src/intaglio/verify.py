@@ -11,18 +11,19 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
+from intaglio import strictjson
 from intaglio.content.bare import BareLayout, open_regular
-from intaglio.content.descriptor import MANIFEST_TYPE, Descriptor
+from intaglio.content.descriptor import MANIFEST_TYPE, Descriptor, parts_of
 from intaglio.content.formats.inspect import inspect
 from intaglio.content.modelpack import MODEL_SIG, SIMPLE_SIGNING_TYPE, ModelImage
 from intaglio.content.runtime_image import RuntimeImage, open_image
 from intaglio.content.tree import File
-from intaglio.digest import Digest
+from intaglio.digest import Digest, hash_stream
 from intaglio.errors import CorruptContent, ExitCode, NotVerifiable, PolicyRefusal, Stale, Untrusted, VerificationError
 from intaglio.parallel import each
 from intaglio.policy.decide import RuleResult, Verdict, VerdictName, decide
@@ -143,6 +144,9 @@ def verify_layout(
 ) -> Report:
     """Return the verdict on an image in the OCI layout at ``folder``: the one image in it, or that of the digest.
 
+    What the layout holds beside images and what refers to this one is no evidence, but re-hashed as well: a blob
+    without its digest means that the place is damaged.
+
     Raises:
         VerificationError: no such image, several where none was named, or it could not be checked.
     """
@@ -157,9 +161,35 @@ def verify_layout(
                     f"{folder}: expected one model image, found {len(images)}", hint="name one by its digest"
                 )
             wanted = images[0].digest
-        return verify_image(layout, wanted, policy, listing=listing, progress=progress, workers=workers)
+        gathering = _Gathering(layout, wanted, progress or Silent(), workers)
+        evidence = gathering.evidence(lambda file: open_regular(layout.path(file.digest), file.path))
+        beside = tuple(_beside(layout, wanted))
+        return _report(replace(evidence, damaged=(*evidence.damaged, *beside)), policy, listing)
 
     return _guarded(check)
+
+
+def _beside(layout: BareLayout, image: Digest) -> Iterator[VerificationError]:
+    """Yield what is wrong with the blobs of manifests that are neither images nor about ``image``."""
+    known = {one.digest for one in (*layout.images(), *layout.referrers(image))}
+    for described in layout.manifests():
+        if described.digest in known:
+            continue
+        what = f"manifest {described.digest.short}"
+        data = layout.read(described.digest, what=what)
+        try:
+            parts = parts_of(strictjson.parse_object(data, what=what), what)
+        except VerificationError:  # a stranger's
+            continue
+        for part in parts:
+            try:
+                with open_regular(layout.path(part.digest), f"{what}, its blob") as stream:
+                    found, size = hash_stream(stream)
+            except VerificationError as error:
+                yield error
+            else:
+                if (found, size) != (part.digest, part.size):
+                    yield CorruptContent(f"{what}: expected its blob {part.digest}, found {found}")
 
 
 def verify_folder(

@@ -68,8 +68,10 @@ def test_a_flipped_bit_in_any_blob_of_the_image_is_refused(built: Workshop) -> N
     """Every blob that the image and its referrers are made of: one after the other."""
     assert built.run("export", TAG, "layout").ok()
     blobs = sorted(path.name for path in (built.recipe / "layout" / "blobs" / "sha256").iterdir())
+    derived = [name for name in blobs if not built.store.has(Digest.from_hex(name))]
+    assert len(derived) == 3, "an envelope with its config and manifest: cosign's older attestation, made by export"
     assert len(blobs) > 10
-    for name in blobs:
+    for name in (name for name in blobs if name not in derived):
         path = built.store.path(Digest.from_hex(name))
         if not (data := path.read_bytes()):
             continue
