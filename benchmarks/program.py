@@ -72,7 +72,9 @@ class Program:
         if not (publisher / "published").exists():
             own = {"HOME": str(publisher), "XDG_CACHE_HOME": str(publisher / "cache")}
             other = replace(self, home=publisher, variables={**self.variables, **own})
-            for command in demo.publishing(publisher, (*demo.LISTED, "datasets/intaglio/capitals@1.0.0")):
+            for command in demo.publishing(
+                publisher, (*demo.LISTED, "datasets/intaglio/capitals@1.0.0", "steps/intaglio/scratch@1.0.0")
+            ):
                 other.run(*command)
             shutil.rmtree(other.store)
         for command in demo.following(publisher / "published"):
