@@ -171,8 +171,12 @@ def verify_layout(
 
 def _beside(layout: BareLayout, image: Digest) -> Iterator[VerificationError]:
     """Yield what is wrong with the blobs of manifests that are neither images nor about ``image``."""
-    known = {one.digest for one in (*layout.images(), *layout.referrers(image))}
-    for described in layout.manifests():
+    try:
+        known = {one.digest for one in (*layout.images(), *layout.referrers(image))}
+        manifests = layout.manifests()
+    except VerificationError:  # a manifest is damaged: whoever looked for referrers has met and named it
+        return
+    for described in manifests:
         if described.digest in known:
             continue
         what = f"manifest {described.digest.short}"
