@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -64,12 +61,13 @@ def init(
     The keys go to DIR-keys: offline/ holds what people sign with and is to be carried away, online/ what `publish`
     signs with. They are encrypted when a passphrase is given.
     """
+    from intaglio.trust.new_keys import NewKeys
     from intaglio.trust.repository import ONLINE, Repository, Signers, key_of
 
     folder = _keys_folder(repository, keys)
     setting.passphrase_file = passphrase_file
     passphrase = setting.passphrases().get("Passphrase for the new keys (empty: none)")
-    maker = _KeyMaker(folder, passphrase)
+    maker = NewKeys(folder, passphrase)
     root = tuple(map(_public, root_key)) or tuple(maker.plan("offline", f"root-{n + 1}") for n in range(root_keys))
     top = tuple(map(_public, targets_key)) or tuple(
         maker.plan("offline", f"targets-{n + 1}") for n in range(targets_keys)
@@ -329,86 +327,6 @@ def show_repository(setting: Setting, folder: Path) -> None:
         lines += [_missing(one), *(f"  {line}" for line in one.changes)]
     document = {"targets": [target_document(target) for target in targets], "waiting": _waiting(opened)}
     setting.emit(document, "\n".join(lines) or "nothing yet")
-
-
-class _KeyMaker:
-    """Makes keys, and writes them; a key is whole under its name, or not there."""
-
-    def __init__(self, folder: Path, passphrase: bytes | None) -> None:
-        self._folder = folder
-        self._passphrase = passphrase
-        self._planned: dict[Path, PrivateKey] = {}
-
-    def plan(self, place: str, name: str) -> PublicKey:
-        """Make the key ``name`` and return its public half; nothing is written yet."""
-        from intaglio.trust.key import PrivateKey
-
-        key = PrivateKey.generate()
-        self._planned[self._folder / place / f"{name}.key"] = key
-        return key.public
-
-    def check(self) -> None:
-        """Check that no key stands where one would be written.
-
-        Raises:
-            UsageError: one does.
-        """
-        from intaglio.errors import UsageError
-
-        for path in self._planned:
-            if path.exists():
-                raise UsageError(f"there is a key already: {path}", hint="no key is overwritten; name --keys FOLDER")
-
-    @contextlib.contextmanager
-    def written(self) -> Iterator[list[Path]]:
-        """Write each key (0600) with its public half beside it, and yield where they are.
-
-        What was written is removed again when that, or the body, fails.
-
-        Raises:
-            UsageError: a key stands there already.
-            MachineError: one cannot be written.
-        """
-        made: list[Path] = []
-        try:
-            for path, key in self._planned.items():
-                made.append(_write_new(path, key.to_pem(self._passphrase), 0o600))
-                made.append(_write_new(path.with_suffix(".pub"), key.public.pem.encode("ascii"), 0o644))
-            yield list(self._planned)
-        except BaseException:
-            for path in made:
-                path.unlink(missing_ok=True)
-            raise
-
-
-def _write_new(path: Path, data: bytes, mode: int) -> Path:
-    """Write ``data`` under a name that is not there yet: all of it, or nothing.
-
-    Raises:
-        UsageError: it is there.
-        MachineError: it cannot be written.
-    """
-    from intaglio.content.intake import sync_folder
-    from intaglio.errors import MachineError, UsageError
-
-    fresh = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.link(fresh, path)  # a rename would write over what another has put there meanwhile
-        sync_folder(path.parent)
-    except OSError as error:
-        if path.exists():
-            hint = "no key is overwritten; name --keys FOLDER"
-            raise UsageError(f"there is a key already: {path}", hint=hint) from None
-        raise MachineError(f"{path}: the key cannot be written: {error.strerror}") from None
-    finally:
-        with contextlib.suppress(OSError):
-            fresh.unlink()
-    return path
 
 
 def _keys_folder(repository: Path, keys: Path | None) -> Path:

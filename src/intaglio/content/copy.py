@@ -147,24 +147,14 @@ def pull(
     with Staging.open(store) as staging:
         staging.put(found.data)
 
-        def one(blob: Descriptor, task: Advances) -> int:
-            if staging.has(blob):
-                task.advance(blob.size)
-                return 0
-            try:
-                with staging.incoming(blob) as sink:
-                    return repository.fetch_blob(blob, sink, task)
-            except CorruptContent:
-                if blob.digest in own or repository.has_blob(blob):
-                    raise
-                return 0  # no blob of that size: what names it is a stranger's
-
         files = [Descriptor("", file.digest, file.size) for file in model.files]
         own = {part.digest: part.size for part in (model.config, *files)}
         attached = _attached(repository, image, own)
         parts = [model.config, *files, *(part for referrer in attached for part in referrer.parts)]
         blobs = {(blob.digest, blob.size): blob for blob in parts}
-        moved, skipped = _side_by_side(one, blobs.values(), f"pulling {repository.reference}", progress)
+        moved, skipped = _side_by_side(
+            _fetching(repository, staging, own), blobs.values(), f"pulling {repository.reference}", progress
+        )
         for referrer in attached:
             if all(_came(staging, part) for part in referrer.parts):
                 staging.put(referrer.manifest)
@@ -177,6 +167,26 @@ def pull(
         staging.publish()
     store.tag(name, image, store.referrers(found.digest))
     return Transfer(found.digest, name, moved, skipped)
+
+
+def _fetching(
+    repository: Repository, staging: Staging, own: Collection[Digest]
+) -> Callable[[Descriptor, Advances], int]:
+    """Return what stages one blob and answers the bytes that came; ``own`` are the image's, which must be there."""
+
+    def fetch(blob: Descriptor, task: Advances) -> int:
+        if staging.has(blob):
+            task.advance(blob.size)
+            return 0
+        try:
+            with staging.incoming(blob) as sink:
+                return repository.fetch_blob(blob, sink, task)
+        except CorruptContent:
+            if blob.digest in own or repository.has_blob(blob):
+                raise
+            return 0  # no blob of that size: what names it is a stranger's
+
+    return fetch
 
 
 def _attached(repository: Repository, image: Descriptor, own: Mapping[Digest, int]) -> list[Attached]:
