@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import platform
 from dataclasses import replace
@@ -99,10 +100,26 @@ def test_threads_are_the_only_knob_of_the_environment() -> None:
 def test_the_platform_class_is_hardware_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert platform_class() in ("linux/amd64/v3", "linux/arm64/v8")
     monkeypatch.setattr(platform, "machine", lambda: "AArch64")
-    assert platform_class() == "linux/arm64/v8"
+    assert platform_class() == platform_class("platform") == "linux/arm64/v8"
     monkeypatch.setattr(platform, "machine", lambda: "riscv64")
     with pytest.raises(MachineError, match="found riscv64"):
         platform_class()
+
+
+@pytest.mark.parametrize(
+    ("vendor", "suffix"), [("GenuineIntel", "intel"), ("AuthenticAMD", "amd"), ("HygonGenuine", "hygongenuine")]
+)
+def test_what_is_not_the_same_everywhere_is_of_the_processors_vendor(
+    vendor: str, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = f"processor\t: 0\nvendor_id\t: {vendor}\nflags\t\t: fpu avx avx2\n\nprocessor\t: 1\nvendor_id\t: Other\n"
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr("builtins.open", lambda *_, **__: io.StringIO(said))
+    assert platform_class() == platform_class("bit") == "linux/amd64/v3"
+    assert platform_class("platform") == platform_class("statistical") == f"linux/amd64/v3+{suffix}"
+    said = said.replace("avx2", "")
+    with pytest.raises(MachineError, match="AVX2"):
+        platform_class("platform")
 
 
 # --- differences -----------------------------------------------------------------------------------------------------

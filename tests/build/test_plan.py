@@ -10,7 +10,7 @@ import pytest
 from tests.workshop import COPY, Workshop
 
 from intaglio.build import plan
-from intaglio.build.action import Action, differences
+from intaglio.build.action import Action, differences, platform_class
 from intaglio.content.layout import Store
 from intaglio.digest import Digest
 from intaglio.errors import ExitCode, LockError
@@ -163,10 +163,13 @@ def test_parameters_choose_the_toolchain_that_is_locked_and_used(shop: Workshop)
     shop.one('write(given["way"])\n', parameters={"way": '"near"'}, more=more, lock=False)
     shop.lock()
     assert "[toolchains.tiny]" in pins(shop)
+    shop.built()
     shop.edit("Modelfile.toml", 'source = "data" }\n', 'source = "data" }\nwith = { way = "far" }\n')
     assert "toolchain other is not pinned" in shop.run("build", ".").failed(ExitCode.LOCK).err
     shop.lock()
     assert re.findall(r"^\[toolchains\.(.*)\]$", pins(shop), re.MULTILINE) == ["other"]
+    changed = {one["path"]: one["new"] for one in shop.run("explain", "make", "--json").ok().json["differences"]}
+    assert changed.get("platform", "linux/arm64/v8") == platform_class("platform"), "not the same everywhere any more"
     shop.built()
     assert modelfile.read(shop.recipe, Steps(shop.recipe, shop.builder)).steps["make"].reproducible == "platform"
 

@@ -17,6 +17,7 @@ from functools import cached_property
 from intaglio import strictjson
 from intaglio.digest import ActionKey, Digest
 from intaglio.errors import MachineError
+from intaglio.recipe.program import Reproducible
 from intaglio.strictjson import Json, Object
 
 ACTION_TYPE = "https://intaglio.dev/action/v1"
@@ -84,8 +85,11 @@ def determinism(threads: int) -> dict[str, str]:
     return {**_DETERMINISM, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
 
 
-def platform_class() -> str:
+def platform_class(reproducible: Reproducible = "bit") -> str:
     """Return this machine's platform class, such as ``linux/amd64/v3``: hardware alone, as OCI writes platforms.
+
+    Where the bytes are not the same everywhere, whose processor it is belongs to it (``linux/amd64/v3+intel``): the
+    math library has kernels of its own for each vendor, whatever level it is held to, and sums differ in the last bits.
 
     Raises:
         MachineError: an x86-64 processor without AVX2, which level v3 needs, or an unknown kind of machine.
@@ -94,16 +98,29 @@ def platform_class() -> str:
     if machine in ("x86_64", "amd64"):
         if "avx2" not in processor_flags():
             raise MachineError("expected a processor with AVX2 (x86-64-v3), found one without")
-        return "linux/amd64/v3"
+        return "linux/amd64/v3" if reproducible == "bit" else f"linux/amd64/v3+{_vendor()}"
     if machine in ("aarch64", "arm64"):
         return "linux/arm64/v8"
     raise MachineError(f"expected an amd64 or arm64 machine, found {machine}")
 
 
+def _vendor() -> str:
+    """Return who made this machine's x86 processor, such as ``intel``."""
+    names = {"GenuineIntel": "intel", "AuthenticAMD": "amd"}
+    found = next(iter(_cpuinfo("vendor_id")), "unknown")
+    return names.get(found, found.lower())
+
+
 def processor_flags() -> frozenset[str]:
     """Return what this machine's processor can do, in the words of ``/proc/cpuinfo``."""
+    return frozenset(_cpuinfo("flags", "Features"))
+
+
+def _cpuinfo(*names: str) -> list[str]:
+    """Return the words of the first line of ``/proc/cpuinfo`` that has one of ``names``; none where there is none."""
     with open("/proc/cpuinfo", encoding="utf-8") as stream:
-        return frozenset(next((line.split() for line in stream if line.startswith(("flags", "Features"))), ()))
+        fields = (line.partition(":") for line in stream)
+        return next((value.split() for name, _, value in fields if name.strip() in names), [])
 
 
 @dataclass(frozen=True, slots=True)

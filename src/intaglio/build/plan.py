@@ -151,7 +151,6 @@ class _Planner:
         self._cache = store.root / "host.json"
         self._toolchains: dict[str, Toolchain] = {}
         self._interpreters: dict[str, Interpreter] = {}
-        self._platform = platform_class()
 
     def step(self, step: Step) -> PlannedStep:
         chain = self._toolchain(step.toolchain)
@@ -159,7 +158,8 @@ class _Planner:
         if python not in self._interpreters:
             self._interpreters[python] = interpreter.find(python, cache=self._cache)
         program = step.program.tree().digest
-        return PlannedStep(step, program, chain, self._interpreters[python], self._platform)
+        promised = step.program.class_for(step.parameters)
+        return PlannedStep(step, program, chain, self._interpreters[python], platform_class(promised))
 
     def _toolchain(self, name: str) -> Toolchain:
         if name not in self._toolchains:
