@@ -330,21 +330,21 @@ def _served(program: Program, reference: str, runtime: str) -> Iterator[str]:
     """Serve an image, and yield the address once it answers.
 
     Raises:
-        _Unserved: it does not; the message is the error's first line.
+        _Unserved: it does not; the message is the error's, shortened.
     """
     argv = program.argv("serve", reference, "--runtime", runtime, "--port", "0", "--json")
     environment = program.environment()
-    with subprocess.Popen(argv, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        argv, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
         assert process.stdout is not None
-        assert process.stderr is not None
         try:
             ready = select.select([process.stdout], [], [], _READY_SECONDS)[0]
             line = process.stdout.readline() if ready else ""
-            if not line:
-                process.terminate()
-                errors = [one for one in process.stderr.read().splitlines() if one.startswith("error: ")]
-                raise _Unserved(errors[0].removeprefix("error: ")[:120] if errors else "not ready in time")
-            yield str(json.loads(line)["url"])
+            said = json.loads(line) if line else {"error": {"message": "not ready in time"}}
+            if "error" in said:
+                raise _Unserved(said["error"]["message"][:120])
+            yield str(said["url"])
         finally:
             process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):

@@ -90,6 +90,14 @@ def test_what_is_declared_is_read_from_the_image_itself(tmp_path: Path) -> None:
         assert found == expected
 
 
+def test_what_is_not_served_says_what_serve_says(tmp_path: Path) -> None:
+    program = Program(tmp_path / "home")
+    program.run("init")
+    Store.open(program.store)
+    with pytest.raises(variants._Unserved, match="no/such:1"), variants._served(program, "no/such:1", "llama.cpp"):
+        raise AssertionError("served")
+
+
 def made(rows: Sequence[Row], base: str = variants.SMOLLM2) -> dict[str, Any]:
     """The page of ``rows``, as it is read again."""
     page: dict[str, Any] = json.loads(json.dumps(variants.report(rows, base, {}).data))
