@@ -48,10 +48,6 @@ PAGE = "variants"
 SMOLLM2, TINY = "smollm2", "tiny"
 """What the variants start from."""
 _READY_SECONDS = 300.0
-_ANSWER_SECONDS = 1800.0
-"""What an answer may take: a form that a server computes with a kernel that serves as its reference takes minutes."""
-_SLOW_SECONDS = 60.0
-"""From here on the table says how long it took."""
 _MIB = 1 << 20
 
 
@@ -306,8 +302,8 @@ class Bench:
             self._note(f"{variant.name}: loading in {name}")
             try:
                 with _served(program, reference, name) as address:
-                    seconds = _ask(address)
-                said = how if seconds < _SLOW_SECONDS else f"{how}, 8 tokens in {seconds:.0f} s"
+                    _ask(address)
+                said = how
             except _Unserved as why:
                 said = f"no: {why}"
             found[name] = Load(said, _declared(program.store, reference, name))
@@ -356,8 +352,8 @@ def _served(program: Program, reference: str, runtime: str) -> Iterator[str]:
             process.kill()
 
 
-def _ask(address: str) -> float:
-    """Ask the API at ``address``, which ends in ``/v1``, for a chat completion of 8 tokens; return the seconds it took.
+def _ask(address: str) -> None:
+    """Ask the API at ``address``, which ends in ``/v1``, for a chat completion of a few tokens.
 
     Raises:
         _Unserved: there was no answer.
@@ -371,10 +367,8 @@ def _ask(address: str) -> float:
             json.dumps({**question, "model": model}).encode(),
             {"Content-Type": "application/json"},
         )
-        began = time.monotonic()
-        with urllib.request.urlopen(request, timeout=_ANSWER_SECONDS) as answer:  # noqa: S310 - our own loopback
+        with urllib.request.urlopen(request, timeout=180) as answer:  # noqa: S310 - our own loopback
             json.load(answer)["choices"][0]["message"]["content"]
-        return time.monotonic() - began
     except (OSError, ValueError, LookupError) as problem:
         raise _Unserved(f"no chat completion: {problem}") from None
 

@@ -28,8 +28,7 @@ STEP = program.load("quantize", ROOT / "builder")
 NEAR = 0.13
 """How far weights of four bits may be from what they were, as a share of their length: 0.09 is usual."""
 
-pytestmark = [pytest.mark.slow, pytest.mark.real, pytest.mark.long, pytest.mark.timeout(3600)]
-"""The time limit leaves room for the first that needs llama.cpp's library, which is compiled for it."""
+pytestmark = [pytest.mark.slow, pytest.mark.real, pytest.mark.long]
 
 
 @dataclass
