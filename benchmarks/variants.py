@@ -25,7 +25,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ RUNTIMES = ("vllm", "llama.cpp", "transformers")
 COLUMNS = (
     *("variant", "the same", "seconds", "peak memory"),
     *(f"loads in {name}" for name in RUNTIMES),
-    *("output", "date"),
+    *("output", "date", "processor"),
 )
 PAGE = "variants"
 SMOLLM2, TINY = "smollm2", "tiny"
@@ -111,15 +111,17 @@ class Row:
     """By runtime."""
     date: str = ""
     """When it was made: a page may hold rows of several runs."""
+    processor: str = ""
+    """Where it was made: what a server can serve depends on it."""
     failure: str = ""
     """Why it was not built, in a line."""
 
     @classmethod
-    def failed(cls, variant: Variant, why: ProgramFailed, date: str = "") -> Row:
+    def failed(cls, variant: Variant, why: ProgramFailed) -> Row:
         """Return the row of a variant that was not built."""
         said = str(why).splitlines()
         line = next((one for one in said if one.startswith("error: ")), said[0])
-        return cls(variant.name, ("", ""), False, (0.0, 0.0), (0, 0), {}, date, line.removeprefix("error: ")[:160])
+        return cls(variant.name, ("", ""), False, (0.0, 0.0), (0, 0), {}, failure=line.removeprefix("error: ")[:160])
 
     @property
     def same(self) -> bool:
@@ -142,6 +144,7 @@ class Row:
             "peak_memory": list(self.peak),
             "loads": {name: {"said": load.said, "declared": load.declared} for name, load in self.loads.items()},
             "date": self.date,
+            "processor": self.processor,
             "failure": self.failure,
         }
 
@@ -156,17 +159,19 @@ class Row:
             (row["peak_memory"][0], row["peak_memory"][1]),
             {name: Load(load["said"], load["declared"]) for name, load in row["loads"].items()},
             row["date"],
+            row["processor"],
             row["failure"],
         )
 
     def cells(self) -> tuple[str, ...]:
         """Return the row of the table."""
+        made = (self.date, self.processor)
         if self.failure:
-            return (self.name, f"{verdict(False)}: {self.failure}", *["–"] * (len(COLUMNS) - 3), self.date)
+            return (self.name, f"{verdict(False)}: {self.failure}", *["–"] * (len(COLUMNS) - 4), *made)
         seconds = " / ".join(f"{value:.1f}" for value in self.seconds)
         peak = f"{max(self.peak) / _MIB:.0f} MiB"
         loads = (self.loads[name].cell() if name in self.loads else "–" for name in RUNTIMES)
-        return (self.name, verdict(self.same), seconds, peak, *loads, f"`{self.outputs[0][:19]}…`", self.date)
+        return (self.name, verdict(self.same), seconds, peak, *loads, f"`{self.outputs[0][:19]}…`", *made)
 
 
 def _tune(name: str, settings: str, *, adapter: bool) -> Variant:
@@ -229,7 +234,7 @@ class Bench:
         self._programs[0].run("init")
         shutil.copytree(homes[0], homes[1])
 
-    def row(self, variant: Variant, date: str, *, serving: bool) -> Row:
+    def row(self, variant: Variant, *, serving: bool) -> Row:
         """Build ``variant`` in both homes, and load what came out."""
         recipes = [self._recipe(variant, program) for program in self._programs]
         answers = []
@@ -251,7 +256,6 @@ class Bench:
             (float(ends[0]["seconds"]), float(ends[1]["seconds"])),
             (int(ends[0]["peak_memory"]), int(ends[1]["peak_memory"])),
             loads,
-            date,
         )
 
     @staticmethod
@@ -382,7 +386,10 @@ def _ended(store: Path, key: str) -> Mapping[str, Any]:
 
 def table(rows: Sequence[Row]) -> Table:
     """Return the table of ``rows``."""
-    note = "Seconds and peak memory are the step's own, in the first and the second home; memory is the larger one."
+    note = (
+        "Seconds and peak memory are the step's own, in the first and the second home; memory is the larger one. "
+        "Each row was made on the processor that it names; the facts above are those of the last run."
+    )
     return Table("Steps, twice from empty stores", COLUMNS, tuple(row.cells() for row in rows), note)
 
 
@@ -409,9 +416,10 @@ def reports(
             continue
         began = time.monotonic()
         try:
-            row = bench.row(variant, about["date"], serving=serving)
+            row = bench.row(variant, serving=serving)
         except ProgramFailed as why:
-            row = Row.failed(variant, why, about["date"])
+            row = Row.failed(variant, why)
+        row = replace(row, date=about["date"], processor=about["processor"])
         note(f"{variant.name}: {' | '.join(row.cells()[1:])} ({time.monotonic() - began:.0f} s in all)")
         found[variant.name] = row
         yield report([found[one.name] for one in variants() if one.name in found], base, about)

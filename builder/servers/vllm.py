@@ -20,6 +20,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "lib
 sys.path.insert(1, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))  # in a checkout
 
 import serving
+import vllm_cpu
 from serving import Fault, Request
 
 CACHE_GIB = 2
@@ -34,15 +35,10 @@ ENVIRONMENT = {
     "GLOO_SOCKET_IFNAME": "lo",
 }
 PLUGIN = {
-    "cpus.py": """\
-def register():
-    from vllm.utils import cpu_resource_utils
-    cpu_resource_utils._get_cpu_list = cpu_resource_utils._synthesize_cpu_list
-""",
-    "cpus-1.dist-info/METADATA": "Metadata-Version: 2.1\nName: cpus\nVersion: 1\n",
-    "cpus-1.dist-info/entry_points.txt": "[vllm.general_plugins]\ncpus = cpus:register\n",
+    "METADATA": "Metadata-Version: 2.1\nName: cpus\nVersion: 1\n",
+    "entry_points.txt": vllm_cpu.ENTRY_POINT,
 }
-"""A plugin in vLLM's own manner, for each of its processes: it counts processors without lscpu, which needs /sys."""
+"""What makes a package of :mod:`vllm_cpu`, so that vLLM finds its plugin."""
 
 
 def cache_size(config: dict[str, object], context: int | None) -> int:
@@ -84,10 +80,11 @@ def serve(request: Request) -> None:
         raise Fault(f"model: config.json: {problem}") from None
     space = {"VLLM_CPU_KVCACHE_SPACE": str(cache_size(config, request.context))}
     place = Path(tempfile.mkdtemp(prefix="vllm-"))
+    (place / "cpus-1.dist-info").mkdir()
     for name, text in PLUGIN.items():
-        (place / name).parent.mkdir(exist_ok=True)
-        (place / name).write_text(text, encoding="utf-8")
-    private = {"VLLM_CACHE_ROOT": f"{place}/cache", "VLLM_CONFIG_ROOT": f"{place}/config", "PYTHONPATH": str(place)}
+        (place / "cpus-1.dist-info" / name).write_text(text, encoding="utf-8")
+    paths = f"{place}:{Path(vllm_cpu.__file__).parent}"
+    private = {"VLLM_CACHE_ROOT": f"{place}/cache", "VLLM_CONFIG_ROOT": f"{place}/config", "PYTHONPATH": paths}
     argv = [sys.executable, "-B", "-s", "-P", "-m", "vllm.entrypoints.openai.api_server", *arguments(request)]
     os.execve(sys.executable, argv, {**os.environ, **ENVIRONMENT, **space, **private})  # noqa: S606 - no shell
 

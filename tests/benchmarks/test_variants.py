@@ -26,6 +26,7 @@ SAME = Row(
     peak=(1 << 20, 3 << 20),
     loads={"vllm": Load("yes", declared=True), "transformers": Load("no: it will not", declared=False)},
     date="2020-01-01",
+    processor="one",
 )
 
 
@@ -54,6 +55,7 @@ def test_a_row_says_what_differs() -> None:
     assert SAME.good
     assert SAME.cells()[:4] == ("full", "yes", "1.0 / 2.0", "3 MiB")
     assert SAME.cells()[4:7] == ("yes", "–", "no: it will not")
+    assert SAME.cells()[-2:] == ("2020-01-01", "one")
     assert not replace(SAME, outputs=(SAME.outputs[0], "sha256:" + "b" * 64)).same
     assert not replace(SAME, fresh=False).same
     assert variants.report([SAME], variants.SMOLLM2, {}).passed
@@ -105,7 +107,7 @@ def made(rows: Sequence[Row], base: str = variants.SMOLLM2) -> dict[str, Any]:
 
 
 def test_a_row_is_read_again_as_it_was_written() -> None:
-    failed = Row.failed(variants.TRAINING[1], ProgramFailed("x"), "2020-01-02")
+    failed = Row.failed(variants.TRAINING[1], ProgramFailed("x"))
     page = made([SAME, failed])
     assert variants.kept(page, variants.SMOLLM2) == {"full": SAME, "LoRA": failed}
     assert variants.kept(page, variants.TINY) == {}, "another base model makes another page"
@@ -120,23 +122,24 @@ class Rows(variants.Bench):
     def __init__(self, place: Path, base: str, note: Callable[[str], None]) -> None:
         pass
 
-    def row(self, variant: variants.Variant, date: str, *, serving: bool) -> Row:
+    def row(self, variant: variants.Variant, *, serving: bool) -> Row:
         if variant.name == self.bad:
             raise ProgramFailed("error: no")
-        return replace(SAME, name=variant.name, date=date)
+        return replace(SAME, name=variant.name)
 
 
 @pytest.fixture
 def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, list[tuple[str, bool]]]]:
     """A run of some variants into one folder; it returns the exit status and the page's rows, by variant."""
     monkeypatch.setattr(variants, "Bench", Rows)
-    monkeypatch.setattr(machine, "describe", lambda _: {"date": "2030-01-01"})
+    monkeypatch.setattr(machine, "describe", lambda _: {"date": "2030-01-01", "processor": "another"})
 
     def run(*arguments: str) -> tuple[int, list[tuple[str, bool]]]:
         output = tmp_path / "proof"
         status = variants.main([*arguments, "--output", str(output), "--scratch", str(tmp_path / "scratch")])
         rows = json.loads((output / "variants.json").read_text(encoding="utf-8"))["rows"]
         assert len((output / "variants.md").read_text(encoding="utf-8").splitlines()) > len(rows)
+        assert {(row["date"], row["processor"]) for row in rows} == {("2030-01-01", "another")}
         return status, [(row["variant"], row["same"]) for row in rows]
 
     return run

@@ -2,7 +2,8 @@
 
 A test that runs a step asks for ``environment``: the Python of an environment with that toolchain's wheels. The
 variable ``INTAGLIO_TEST_ENV_TRAIN_CPU`` (and so on) names a Python that already has them; otherwise the environment is
-made once with pip from the lock, and kept in the user's cache folder under the digest of the lock.
+made once with pip from the lock, and kept in the user's cache folder under the digest of the lock. What the marker
+``toolchains`` of a test names is made before the first test begins: to compile llama.cpp takes longer than a test may.
 """
 
 from __future__ import annotations
@@ -90,6 +91,16 @@ def environment_of(name: str) -> str:
     if not target.is_dir():
         make_environment(lock, target)
     return str(target / "bin" / "python")
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Make the environments that the selected tests name, and say so."""
+    if session.config.option.collectonly:
+        return
+    named = {name: None for item in session.items for mark in item.iter_markers("toolchains") for name in mark.args}
+    for name in named:
+        print(f"\ntoolchain {name}", end="", file=sys.stderr, flush=True)
+        environment_of(name)
 
 
 @pytest.fixture(scope="session")

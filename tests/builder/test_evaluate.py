@@ -29,7 +29,7 @@ metric_list:
   - metric: bits_per_byte
 """
 
-pytestmark = [pytest.mark.slow, pytest.mark.real, pytest.mark.long]
+pytestmark = [pytest.mark.slow, pytest.mark.real, pytest.mark.long, pytest.mark.toolchains("train-cpu", "evaluate")]
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,7 @@ STEP = program.load("quantize", ROOT / "builder")
 NEAR = 0.13
 """How far weights of four bits may be from what they were, as a share of their length: 0.09 is usual."""
 
-pytestmark = [pytest.mark.slow, pytest.mark.real, pytest.mark.long]
+pytestmark = [pytest.mark.slow, pytest.mark.real, pytest.mark.long, pytest.mark.toolchains("train-cpu", "quantize")]
 
 
 @dataclass
@@ -115,6 +115,7 @@ def test_what_is_calibrated_is_the_same_in_another_place(
     assert how(first)["format"] == form
 
 
+@pytest.mark.toolchains("convert", "quantize-gguf")
 @pytest.mark.parametrize(("method", "file_type"), [("q4_k_m", 15), ("q6_k", 18)])
 def test_a_k_quant_is_the_same_in_another_place(bench: Bench, wide: Path, method: str, file_type: int) -> None:
     first = bench.made(model=wide, method=method)
@@ -127,6 +128,7 @@ def test_a_k_quant_is_the_same_in_another_place(bench: Bench, wide: Path, method
     assert data.split(key)[1][:4] == struct.pack("<I", file_type)
 
 
+@pytest.mark.toolchains("quantize-autoawq")
 def test_autoawq_is_the_same_in_another_place(bench: Bench) -> None:
     given: dict[str, Any] = {"method": "autoawq", "group_size": 64, "samples": 4, "max_length": 32}
     first = bench.made(TINY / "data", **given)
@@ -150,6 +152,7 @@ def test_autoawq_is_the_same_in_another_place(bench: Bench) -> None:
     assert form == servers.Form("safetensors", "awq")
 
 
+@pytest.mark.toolchains("quantize-autoawq")
 def test_autoawq_puts_back_what_it_tried_scales_on(bench: Bench, tmp_path: Path) -> None:
     """Its own copy of the weights is none on a CPU: without ours, what comes out is scaled by a try."""
     python = bench.environment("quantize-autoawq")
@@ -200,6 +203,7 @@ def test_calibration_is_missed(bench: Bench, method: str) -> None:
     assert "expected the input calibration, found none" in str(error["message"])
 
 
+@pytest.mark.toolchains("quantize-gguf")
 @pytest.mark.parametrize(
     ("method", "message"),
     [

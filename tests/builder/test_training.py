@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 from tests.builder.test_steps import RECIPE, TINY, Bench, digests, tensors
 
-pytestmark = [pytest.mark.slow, pytest.mark.real, pytest.mark.long]
+TOOLCHAINS = ("train-cpu", "train-deepspeed")
+pytestmark = [pytest.mark.slow, pytest.mark.real, pytest.mark.long, pytest.mark.toolchains(*TOOLCHAINS)]
 
 GIVEN = {"steps": 4, "batch_size": 2, "max_length": 64, "learning_rate": 5e-3}
 

@@ -24,7 +24,7 @@ def servers(shop: Workshop) -> Workshop:
     """A workshop with the shipped servers' own word on what they serve, all of them in its one toolchain."""
     shutil.copytree(ROOT / "builder" / "rootfs", shop.builder / "rootfs")
     shutil.copytree(ROOT / "builder" / "toolchains" / "guard", shop.builder / "toolchains" / "guard")
-    shutil.copy(ROOT / "builder" / "lib" / "serving.py", shop.builder / "lib")
+    shutil.copytree(ROOT / "builder" / "lib", shop.builder / "lib", dirs_exist_ok=True)
     for path in (ROOT / "builder" / "servers").iterdir():
         if path.is_file():
             text = path.read_text().replace(f'toolchain = "serve-{path.stem}"', 'toolchain = "tiny"')
