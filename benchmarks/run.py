@@ -113,7 +113,7 @@ def _step(bench: _Bench) -> Iterator[Report]:
     for title, folder, name in _cases(bench):
         rounds = max(3, bench.rounds // 2)
         seconds = step.measure(bench.program, folder, name, bench.place / "step", rounds, _say(title))
-        done.append(Steps(title, seconds, bench.machine["date"]))
+        done.append(Steps(title, seconds, bench.machine["date"], bench.machine["processor"]))
         rows = step.kept(earlier(bench.options.output, "step"), done, order)
         data = {"rows": [row.to_json() for row in rows]}
         met = all(row.met for row in rows)

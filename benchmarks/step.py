@@ -45,6 +45,8 @@ class Steps:
     seconds: Mapping[str, list[float]]
     date: str = ""
     """When it was measured: a page may hold rows of several runs."""
+    processor: str = ""
+    """On what it was measured."""
 
     @property
     def ratio(self) -> float:
@@ -65,11 +67,12 @@ class Steps:
     def row(self) -> tuple[str, ...]:
         """Return it as a row of :func:`table`."""
         bare, engine = (figures(self.seconds[name]) for name in ("bare", "engine"))
-        return (self.title, bare, engine, f"{self.ratio:.3f}", f"{self.more:+.2f} s", verdict(self.met), self.date)
+        found = (f"{self.ratio:.3f}", f"{self.more:+.2f} s", verdict(self.met))
+        return (self.title, bare, engine, *found, self.date, self.processor)
 
     def to_json(self) -> dict[str, object]:
         """Return it for programs; :func:`kept` reads it."""
-        return {"title": self.title, "date": self.date, "seconds": dict(self.seconds)}
+        return {"title": self.title, "date": self.date, "processor": self.processor, "seconds": dict(self.seconds)}
 
 
 def kept(page: Mapping[str, object], measured: Sequence[Steps], order: Sequence[str]) -> list[Steps]:
@@ -78,7 +81,8 @@ def kept(page: Mapping[str, object], measured: Sequence[Steps], order: Sequence[
     They stand by their titles as in ``order``, others after them.
     """
     rows = page.get("rows", [])
-    earlier = [Steps(row["title"], row["seconds"], row["date"]) for row in rows] if isinstance(rows, list) else []
+    listed = rows if isinstance(rows, list) else []
+    earlier = [Steps(row["title"], row["seconds"], row["date"], row["processor"]) for row in listed]
     found = {one.title: one for one in (*earlier, *measured)}
     known = [title for title in order if title in found]
     return [found[title] for title in (*known, *(title for title in found if title not in known))]
@@ -86,8 +90,12 @@ def kept(page: Mapping[str, object], measured: Sequence[Steps], order: Sequence[
 
 def table(measured: Iterable[Steps]) -> Table:
     """Return the steps that were measured as rows."""
-    columns = ("step", "bare", "through the engine", "ratio", "more", f"≤ {RATIO} × or ≤ {MORE} s more", "date")
-    note = "Both gave the same bytes in every round. Ratio and difference are medians of the rounds' own."
+    target = f"≤ {RATIO} × or ≤ {MORE} s more"
+    columns = ("step", "bare", "through the engine", "ratio", "more", target, "date", "processor")
+    note = (
+        "Both gave the same bytes in every round. Ratio and difference are medians of the rounds' own. The facts above "
+        "are those of the last run."
+    )
     return Table("A step through the engine", columns, tuple(step.row() for step in measured), note)
 
 

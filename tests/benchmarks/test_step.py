@@ -53,16 +53,18 @@ def test_the_larger_allowance_counts() -> None:
     assert steps([100.0], [104.0]).met
     assert steps([1.0], [1.4]).met
     assert not steps([10.0], [11.0]).met
-    assert step.table([steps([10.0], [11.0])]).rows[0][3:] == ("1.100", "+1.00 s", "**no**", "")
+    assert step.table([steps([10.0], [11.0])]).rows[0][3:] == ("1.100", "+1.00 s", "**no**", "", "")
 
 
 def test_a_page_keeps_the_rows_that_were_not_measured_now() -> None:
     def row(title: str, seconds: float, date: str) -> step.Steps:
-        return step.Steps(title, {"bare": [1.0], "engine": [seconds]}, date)
+        return step.Steps(title, {"bare": [1.0], "engine": [seconds]}, date, f"that of {date}")
 
     page = json.loads(json.dumps({"rows": [row(title, 1.0, "then").to_json() for title in ("other", "a", "b")]}))
     found = step.kept(page, [row("b", 2.0, "now"), row("c", 2.0, "now")], ["c", "b", "a"])
     assert [(one.title, one.date) for one in found] == [("c", "now"), ("b", "now"), ("a", "then"), ("other", "then")]
+    assert {one.processor for one in found[:2]} == {"that of now"}
+    assert {one.processor for one in found[2:]} == {"that of then"}
     assert step.kept({}, found, []) == found
 
 
