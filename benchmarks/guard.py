@@ -27,7 +27,7 @@ from intaglio.build import guard_package, runtime
 
 STARTED = 0.2
 """Most seconds wanted, median."""
-_LIBRARIES = ("_cffi_backend", "cryptography", "rfc8785", "securesystemslib", "tuf")
+_LIBRARIES = ("_cffi_backend", "cryptography", "rfc8785")
 _SCALE = "python -I -c pass"
 
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass
 from typing import BinaryIO
 
+from intaglio.dataclass import dataclass
 from intaglio.errors import CorruptContent
 
 _PATTERN = re.compile(r"sha256:[0-9a-f]{64}\Z")

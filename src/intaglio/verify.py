@@ -12,7 +12,6 @@ import hashlib
 import os
 import stat
 from collections.abc import Callable, Iterator, Mapping, Set
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -23,6 +22,7 @@ from intaglio.content.formats.inspect import inspect
 from intaglio.content.modelpack import MODEL_SIG, SIMPLE_SIGNING_TYPE, ModelImage
 from intaglio.content.runtime_image import RuntimeImage, open_image
 from intaglio.content.tree import File
+from intaglio.dataclass import dataclass, replace
 from intaglio.digest import Digest, hash_stream
 from intaglio.errors import CorruptContent, ExitCode, NotVerifiable, PolicyRefusal, Stale, Untrusted, VerificationError
 from intaglio.parallel import each

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import platform
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from hypothesis import strategies as st
 
 from intaglio import strictjson
 from intaglio.build.action import ACTION_TYPE, Action, Difference, determinism, differences, platform_class
+from intaglio.dataclass import replace
 from intaglio.digest import ActionKey, Digest
 from intaglio.errors import MachineError
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from intaglio.build.claim import Circumstances
 from intaglio.content.descriptor import MANIFEST_TYPE, Descriptor
 from intaglio.content.layout import ACTION, Store
 from intaglio.content.tree import File
+from intaglio.dataclass import replace
 from intaglio.digest import ActionKey, Digest
 from intaglio.errors import CorruptContent, Untrusted, VerificationError
 from intaglio.trust.cosign import Referrer, bundle_referrer

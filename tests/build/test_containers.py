@@ -8,7 +8,6 @@ import signal
 import socket
 import threading
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,6 +17,7 @@ import pytest
 from intaglio.build import containers, relay
 from intaglio.build.containers import Ended, Order
 from intaglio.build.engines import Engine
+from intaglio.dataclass import replace
 from intaglio.digest import Digest
 from intaglio.errors import (
     CorruptContent,

@@ -5,7 +5,6 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -27,6 +26,7 @@ from intaglio.content.remote_http import (
     shown,
     speaks_tls,
 )
+from intaglio.dataclass import replace
 from intaglio.errors import CorruptContent, MachineError, RegistryError
 
 

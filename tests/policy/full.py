@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from datetime import timedelta
 from functools import cache
 from typing import Any
 
 from tests.images import key
 
+from intaglio.dataclass import replace
 from intaglio.errors import ExitCode
 from intaglio.policy.decide import RuleResult, Verdict, decide
 from intaglio.policy.document import EVIDENCE, TEST_RESULT, Policy, parse

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ from hypothesis import strategies as st
 from tests.images import policy_text
 from tests.policy.full import GOOD, SIGNERS, TEXT, signer
 
+from intaglio.dataclass import replace
 from intaglio.errors import ExitCode, NotVerifiable
 from intaglio.policy.cases import load, read, run
 from intaglio.policy.decide import RULES, decide

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from tests.images import Draft, claim, policy_text
 from tests.trust import sources
 from tests.trust.sources import NOW
 
+from intaglio.dataclass import replace
 from intaglio.digest import Digest
 from intaglio.policy.document import parse
 from intaglio.policy.listing import Listed, SourceListing

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import pytest
 
 from intaglio.build.engines import Engine
 from intaglio.build.machine import Accelerator, Disk, Facts, Fault, Home, Interpreter, Registry, Sandbox
+from intaglio.dataclass import replace
 from intaglio.report import doctor
 from intaglio.report.doctor import Finding
 

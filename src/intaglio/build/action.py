@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from functools import cached_property
 
 from intaglio import strictjson
+from intaglio.dataclass import dataclass
 from intaglio.digest import ActionKey, Digest
 from intaglio.errors import MachineError
 from intaglio.recipe.program import Reproducible

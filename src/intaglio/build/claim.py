@@ -10,11 +10,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 
 from intaglio.build.action import Action
 from intaglio.content.descriptor import Descriptor
 from intaglio.content.layout import ACTION, Store
+from intaglio.dataclass import dataclass, field
 from intaglio.digest import ActionKey, Digest
 from intaglio.errors import CorruptContent, VerificationError
 from intaglio.trust.cosign import Link, Referrer, bundle_referrer

@@ -7,8 +7,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
+from intaglio.dataclass import dataclass
 from intaglio.digest import Digest
 from intaglio.errors import NotVerifiable, PolicyRefusal, VerificationError
 from intaglio.policy.document import Policy

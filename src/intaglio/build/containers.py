@@ -21,12 +21,12 @@ import secrets
 import signal
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from intaglio.build.engines import Engine
 from intaglio.build.relay import Relay, address
+from intaglio.dataclass import dataclass, field
 from intaglio.digest import Digest
 from intaglio.errors import (
     CorruptContent,

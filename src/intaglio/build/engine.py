@@ -15,7 +15,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
 
@@ -29,6 +28,7 @@ from intaglio.content.descriptor import EMPTY, MANIFEST_TYPE, Descriptor
 from intaglio.content.layout import Store
 from intaglio.content.modelpack import MODEL_TYPE, ModelImage
 from intaglio.content.tree import Tree
+from intaglio.dataclass import dataclass, field
 from intaglio.digest import ActionKey, Digest
 from intaglio.errors import CorruptContent, VerificationError
 from intaglio.progress import Progress

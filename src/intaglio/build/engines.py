@@ -14,9 +14,9 @@ import json
 import os
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
+from intaglio.dataclass import dataclass
 from intaglio.errors import MachineError
 
 VARIABLE = "DOCKER_HOST"

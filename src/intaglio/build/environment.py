@@ -16,7 +16,6 @@ import os
 import shutil
 import stat
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from intaglio import strictjson
@@ -25,6 +24,7 @@ from intaglio.build.interpreter import Interpreter
 from intaglio.build.sandbox import Limits, Mount, SandboxSpec
 from intaglio.build.toolchain import Distribution, Toolchain
 from intaglio.content.layout import Store
+from intaglio.dataclass import dataclass
 from intaglio.digest import Digest
 from intaglio.errors import CorruptContent, MachineError, NotVerifiable
 from intaglio.progress import Progress, Silent, Task

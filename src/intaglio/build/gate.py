@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from intaglio import strictjson
 from intaglio.content.descriptor import Descriptor
 from intaglio.content.layout import Store
 from intaglio.content.tree import Tree
+from intaglio.dataclass import dataclass
 from intaglio.digest import Digest
 from intaglio.errors import PolicyRefusal, StepFailed, VerificationError
 from intaglio.policy.document import Bounds

@@ -10,12 +10,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 from intaglio import strictjson
 from intaglio.content.descriptor import MANIFEST_TYPE, TITLE, Descriptor
 from intaglio.content.modelpack import CONFIG_TYPE, FILEPATH, METADATA, MODEL_TYPE, layer_metadata
 from intaglio.content.tree import EXECUTABLE, LAYOUT, File, Tree
+from intaglio.dataclass import dataclass
 from intaglio.digest import Digest
 from intaglio.errors import CorruptContent
 from intaglio.recipe.modelfile import Model, Recipe

@@ -16,11 +16,11 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from intaglio import strictjson
 from intaglio.build.sandbox import Mount
+from intaglio.dataclass import dataclass
 from intaglio.digest import Digest, hash_stream
 from intaglio.errors import CorruptContent, LockError, MachineError
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
+
+from intaglio.dataclass import dataclass
 
 _DEPTH = 64
 """Deepest folder that the disk measure follows; nothing that a step writes on purpose is deeper."""

@@ -14,13 +14,13 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from intaglio.build import engines
 from intaglio.build.engines import Engine
+from intaglio.dataclass import dataclass, field
 from intaglio.errors import Error, MachineError
 
 if TYPE_CHECKING:
@@ -388,8 +388,7 @@ def look_at_home(home: Path, clock: datetime, policy: Callable[[], Policy]) -> H
 
 
 def _with_source(home: Home, clock: datetime) -> Home:
-    from dataclasses import replace
-
+    from intaglio.dataclass import replace
     from intaglio.trust.tuf import TrustedSource
 
     try:
@@ -412,13 +411,13 @@ def ask_registry(name: str, home: Path, *, plain_http: bool) -> Registry:
     Raises:
         UsageError: ``name`` is no registry's.
     """
-    from dataclasses import replace
     from functools import partial
 
     from intaglio.content import credentials
     from intaglio.content.reference import Reference
     from intaglio.content.remote import Repository
     from intaglio.content.remote_http import Network
+    from intaglio.dataclass import replace
     from intaglio.digest import Digest
 
     place = Reference.parse(name if "/" in name else f"{name}/intaglio/doctor")

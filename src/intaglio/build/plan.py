@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +16,7 @@ from intaglio.build.action import Action, determinism, platform_class
 from intaglio.build.interpreter import Interpreter
 from intaglio.build.toolchain import Toolchain
 from intaglio.content.layout import Store
+from intaglio.dataclass import dataclass, field
 from intaglio.digest import Digest
 from intaglio.errors import LockError
 from intaglio.recipe.data import data_folder

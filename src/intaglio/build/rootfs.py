@@ -13,7 +13,6 @@ import re
 import shutil
 import tomllib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
@@ -23,6 +22,7 @@ from intaglio.build.sandbox import Limits, Mount, SandboxSpec
 from intaglio.content.layer import Entry, from_folder
 from intaglio.content.layout import Store
 from intaglio.content.tree import File, Tree
+from intaglio.dataclass import dataclass
 from intaglio.digest import Digest
 from intaglio.errors import CorruptContent, LockError, MachineError, SourceUnreachable
 from intaglio.progress import Progress

@@ -13,7 +13,6 @@ import fnmatch
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
@@ -29,6 +28,7 @@ from intaglio.build.toolchain import Sdist, Toolchain
 from intaglio.content.descriptor import Descriptor
 from intaglio.content.layout import Store
 from intaglio.content.tree import Tree
+from intaglio.dataclass import dataclass
 from intaglio.digest import ActionKey
 from intaglio.errors import CorruptContent, LimitReached, MachineError, StepFailed
 from intaglio.progress import Progress, Task

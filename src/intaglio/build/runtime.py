@@ -12,7 +12,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol, TypeAlias
@@ -40,6 +39,7 @@ from intaglio.content.runtime_image import (
     RuntimeImage,
 )
 from intaglio.content.tree import File, Tree
+from intaglio.dataclass import dataclass, replace
 from intaglio.digest import Digest
 from intaglio.errors import CorruptContent, VerificationError
 from intaglio.guard.launch import OFFLINE

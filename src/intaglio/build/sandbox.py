@@ -17,11 +17,11 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from intaglio.build.limits import Limits, Outcome
+from intaglio.dataclass import dataclass
 from intaglio.errors import MachineError
 from intaglio.strictjson import Object
 

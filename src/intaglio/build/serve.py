@@ -16,13 +16,13 @@ import signal
 import socket
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from intaglio import strictjson
 from intaglio.build import relay
 from intaglio.build.sandbox import FIRST_DESCRIPTOR, Limits, Mount, SandboxSpec, run
 from intaglio.build.supervisor import Outcome, Stop
+from intaglio.dataclass import dataclass
 from intaglio.errors import LimitReached, StepFailed
 from intaglio.guard.memory import HeldFile
 from intaglio.strictjson import Object

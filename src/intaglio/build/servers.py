@@ -10,10 +10,10 @@ Source: ``quantization_config`` as transformers 5, compressed-tensors 0.19 and b
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence, Set
-from dataclasses import dataclass
 from pathlib import Path
 
 from intaglio import strictjson
+from intaglio.dataclass import dataclass
 from intaglio.errors import MachineError, RecipeError, UsageError
 from intaglio.recipe.data import data_folder
 from intaglio.recipe.modelfile import RUNTIMES

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -19,6 +18,7 @@ from intaglio.build.stage import Room
 from intaglio.content.layout import Store
 from intaglio.content.modelpack import ModelImage
 from intaglio.content.runtime_image import open_image
+from intaglio.dataclass import dataclass
 from intaglio.digest import Digest
 from intaglio.guard.memory import HeldFile, hold
 from intaglio.progress import Progress

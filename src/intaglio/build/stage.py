@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from intaglio import strictjson
@@ -16,6 +15,7 @@ from intaglio.build.interpreter import Interpreter
 from intaglio.build.sandbox import Limits, Mount, SandboxSpec
 from intaglio.content.layout import Store
 from intaglio.content.tree import Tree
+from intaglio.dataclass import dataclass
 from intaglio.recipe import limits as recipe_limits
 from intaglio.recipe.program import Program
 from intaglio.strictjson import Object

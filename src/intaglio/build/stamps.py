@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple
-
 from intaglio.content.index import Index
 from intaglio.digest import Digest
 from intaglio.recipe.sources.interface import Stat
@@ -26,4 +24,4 @@ class Stamps:
 
 
 def _text(stat: Stat) -> str:
-    return " ".join(map(str, astuple(stat)))
+    return f"{stat.size} {stat.mtime_ns} {stat.ctime_ns} {stat.inode} {stat.device}"

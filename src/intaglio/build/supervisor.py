@@ -21,12 +21,12 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from intaglio import strictjson
 from intaglio.build.control_group import Group, open_group
 from intaglio.build.limits import Limits, Outcome, disk_usage
+from intaglio.dataclass import dataclass
 from intaglio.errors import CorruptContent, MachineError
 from intaglio.strictjson import Object
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import click
 
 from intaglio.cli.setting import Setting, options
+from intaglio.dataclass import dataclass
 
 if TYPE_CHECKING:
     from intaglio.cli.inspection import Inspection

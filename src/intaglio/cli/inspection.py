@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from intaglio.build import claim
@@ -11,6 +10,7 @@ from intaglio.build.action import Action
 from intaglio.build.plan import Plan, PlannedStep, make
 from intaglio.cli.setting import Setting
 from intaglio.content.tree import Tree
+from intaglio.dataclass import dataclass
 from intaglio.digest import Digest
 from intaglio.errors import UsageError
 from intaglio.recipe import lock

@@ -7,7 +7,6 @@ import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING
 import click
 
 from intaglio.cli.setting import Setting, options, policy_option
+from intaglio.dataclass import dataclass
 
 if TYPE_CHECKING:
     from intaglio.content.bare import BareLayout
@@ -242,10 +242,11 @@ def _anchor(setting: Setting, root: Path | None) -> bytes | None:
     from intaglio.errors import UsageError
     from intaglio.trust import metadata
     from intaglio.trust.kept import ANCHOR
+    from intaglio.trust.payload import MAX_BYTES
 
     try:
         with open(root, "rb") as stream:
-            data = stream.read(metadata.MAX_BYTES["root"] + 1)
+            data = stream.read(MAX_BYTES["root"] + 1)
     except OSError as error:
         raise UsageError(f"{root}: {error.strerror}") from None
     metadata.anchor(data)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from intaglio.build.plan import toolchains
 from intaglio.build.stamps import Stamps
 from intaglio.cli.setting import Setting
+from intaglio.dataclass import replace
 from intaglio.recipe import lock as locks
 from intaglio.recipe.modelfile import Recipe
 from intaglio.recipe.sources.hf import current_revision

@@ -45,12 +45,12 @@ def command(
     or SIGTERM, and is removed then. Needs the docker package: pip install 'intaglio[run]'.
     """
     import os
-    from dataclasses import replace
     from datetime import UTC, datetime
 
     from intaglio import verify
     from intaglio.build import containers, engines, relay, running
     from intaglio.content import archive
+    from intaglio.dataclass import replace
 
     store = setting.existing_store
     store.sweep()

@@ -8,12 +8,12 @@ import os
 import shlex
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from intaglio.dataclass import dataclass, field
 from intaglio.errors import MachineError, NotVerifiable
 
 if TYPE_CHECKING:

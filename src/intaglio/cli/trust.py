@@ -12,9 +12,8 @@ from intaglio.cli import trust_repository
 from intaglio.cli.setting import Setting, options
 
 if TYPE_CHECKING:
-    from tuf.api.metadata import Root
-
     from intaglio.strictjson import Object
+    from intaglio.trust.payload import Root
     from intaglio.trust.target import Target
     from intaglio.trust.tuf import TrustedSource
 
@@ -79,7 +78,7 @@ def anchor(setting: Setting, file: Path, replace: bool, policy: str | None) -> N
         "policy": policy,
     }
     lines = [f"trusting root {root.version}, {document['digest']}"]
-    lines += [f"  {role}: {one.threshold} of {len(one.keyids)} keys" for role, one in root.roles.items()]
+    lines += [f"  {role}: {one.threshold} of {len(one.keys)} keys" for role, one in root.roles.items()]
     lines += [f"verifying by {policy}"] if policy else []
     setting.emit(document, "\n".join(lines))
 
@@ -200,7 +199,7 @@ def _read(file: Path) -> bytes:
 
 
 def _roles(root: Root) -> Object:
-    return {role: {"threshold": one.threshold, "keys": list(one.keyids)} for role, one in root.roles.items()}
+    return {role: {"threshold": one.threshold, "keys": list(one.keys)} for role, one in root.roles.items()}
 
 
 def _standing(source: TrustedSource) -> Object:

@@ -11,7 +11,6 @@ Source: cosign's attestation specification; DSSE 1.0; in-toto Statement v1.
 from __future__ import annotations
 
 import base64
-from dataclasses import dataclass
 
 from intaglio import strictjson
 from intaglio.content.cosign_tag import (
@@ -25,6 +24,7 @@ from intaglio.content.cosign_tag import (
 )
 from intaglio.content.descriptor import Descriptor, parts_of
 from intaglio.content.layout import Store
+from intaglio.dataclass import dataclass
 from intaglio.digest import Digest
 from intaglio.errors import VerificationError
 

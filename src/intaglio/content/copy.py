@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
 
 from intaglio import strictjson
 from intaglio.content import attestations, remote_referrers
@@ -25,6 +24,7 @@ from intaglio.content.remote_referrers import MAX_REFERRERS, Attached
 from intaglio.content.remote_transfer import Advances
 from intaglio.content.runtime_image import open_image
 from intaglio.content.staging import Staging
+from intaglio.dataclass import dataclass
 from intaglio.digest import Digest
 from intaglio.errors import CorruptContent, NotVerifiable, VerificationError
 from intaglio.progress import Progress, Task

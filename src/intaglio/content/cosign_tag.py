@@ -10,12 +10,12 @@ Source: cosign's signature specification, "Tag-based discovery"; cosign's attest
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 
 from intaglio import strictjson
 from intaglio.content.descriptor import MANIFEST_TYPE, Descriptor, parts_of
 from intaglio.content.modelpack import SIMPLE_SIGNING_TYPE
 from intaglio.content.runtime_image import IMAGE_CONFIG_TYPE
+from intaglio.dataclass import dataclass
 from intaglio.digest import Digest
 from intaglio.errors import CorruptContent
 from intaglio.strictjson import Json, Object

@@ -17,10 +17,10 @@ import os
 import re
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from intaglio import strictjson
+from intaglio.dataclass import dataclass, field
 from intaglio.errors import CorruptContent, MachineError
 from intaglio.strictjson import Object
 

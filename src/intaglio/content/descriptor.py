@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 
+from intaglio.dataclass import dataclass, field
 from intaglio.digest import Digest
 from intaglio.errors import CorruptContent
 from intaglio.strictjson import Object

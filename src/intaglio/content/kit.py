@@ -17,7 +17,6 @@ import os
 import re
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -27,6 +26,7 @@ from intaglio.content.descriptor import INDEX_TYPE, MANIFEST_TYPE, Descriptor
 from intaglio.content.intake import BlobWriter, sync_folder
 from intaglio.content.layout import REF_NAME, ListedReferrer, Store, check_name
 from intaglio.content.stricttar import Member
+from intaglio.dataclass import dataclass
 from intaglio.digest import Digest
 from intaglio.errors import CorruptContent, NotVerifiable, UsageError
 from intaglio.progress import Progress, Silent, Task

@@ -13,10 +13,10 @@ import os
 import stat
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from intaglio.dataclass import dataclass
 from intaglio.errors import CorruptContent
 
 _CHUNK = 1 << 20

@@ -17,7 +17,6 @@ import re
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from intaglio import strictjson
@@ -26,6 +25,7 @@ from intaglio.content.descriptor import EMPTY, INDEX_TYPE, MANIFEST_TYPE, Descri
 from intaglio.content.index import Index
 from intaglio.content.intake import BlobWriter, DamagedBlob
 from intaglio.content.tree import File, Tree
+from intaglio.dataclass import dataclass
 from intaglio.digest import ActionKey, Digest
 from intaglio.errors import CorruptContent, MachineError, NotVerifiable, UsageError
 from intaglio.progress import Progress, Silent

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 
 from intaglio import strictjson
 from intaglio.content.descriptor import MANIFEST_TYPE, TITLE, Descriptor, parse_annotations
 from intaglio.content.tree import EXECUTABLE, File, Tree
+from intaglio.dataclass import dataclass, field
 from intaglio.errors import CorruptContent
 from intaglio.strictjson import Object
 

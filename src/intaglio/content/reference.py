@@ -8,8 +8,8 @@ Source: OCI distribution specification 1.1, "Pulling manifests".
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
+from intaglio.dataclass import dataclass
 from intaglio.digest import Digest
 from intaglio.errors import UsageError
 

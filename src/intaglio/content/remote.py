@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
@@ -37,6 +36,7 @@ from intaglio.content.remote_http import (
     speaks_tls,
 )
 from intaglio.content.remote_transfer import Advances, Sink, Watch, hashed_pieces
+from intaglio.dataclass import dataclass, replace
 from intaglio.digest import Digest
 from intaglio.errors import CorruptContent, RegistryError
 from intaglio.strictjson import Object

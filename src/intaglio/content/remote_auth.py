@@ -12,12 +12,12 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from urllib.parse import urlencode, urlsplit
 
 from intaglio import strictjson
 from intaglio.content.credentials import Credential
 from intaglio.content.remote_http import Answer, Passing, Request, Transport, join, origin, shown
+from intaglio.dataclass import dataclass, field
 from intaglio.errors import CorruptContent, RegistryError
 
 _SCHEME = re.compile(r"\s*,?\s*([A-Za-z][A-Za-z0-9._-]*)(?:\s+(?=[^=\s]+\s*=)|\s*(?=,|\Z))")

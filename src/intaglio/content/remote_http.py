@@ -21,12 +21,12 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import TypeAlias, TypeVar
 from urllib.parse import urljoin, urlsplit
 
+from intaglio.dataclass import dataclass, field, replace
 from intaglio.errors import CorruptContent, MachineError, RegistryError
 
 _Result = TypeVar("_Result")

@@ -16,7 +16,6 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 from intaglio import strictjson
 from intaglio.content.attestations import Attestations
@@ -24,6 +23,7 @@ from intaglio.content.cosign_tag import ATTESTATIONS, ATTESTED, MAX_LAYERS, SIGN
 from intaglio.content.descriptor import INDEX_TYPE, MANIFEST_TYPE, Descriptor, parse_annotations, parts_of
 from intaglio.content.modelpack import SIMPLE_SIGNING_TYPE
 from intaglio.content.remote import Manifest, Repository, entries
+from intaglio.dataclass import dataclass
 from intaglio.digest import Digest
 from intaglio.errors import CorruptContent, RegistryError, VerificationError
 from intaglio.strictjson import Json, Object

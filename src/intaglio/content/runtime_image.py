@@ -10,12 +10,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 
 from intaglio import strictjson
 from intaglio.content.descriptor import MANIFEST_TYPE, Descriptor, parse_annotations
 from intaglio.content.modelpack import ModelImage
 from intaglio.content.tree import File
+from intaglio.dataclass import dataclass, field
 from intaglio.errors import CorruptContent
 from intaglio.strictjson import Object
 

@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import BinaryIO
 
+from intaglio.dataclass import dataclass, field
 from intaglio.errors import CorruptContent
 
 BLOCK = 512

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import cached_property
 
 from intaglio import strictjson
 from intaglio.content.descriptor import EMPTY, EMPTY_TYPE, MANIFEST_TYPE, TITLE, Descriptor
+from intaglio.dataclass import dataclass
 from intaglio.digest import Digest
 from intaglio.errors import CorruptContent
 

@@ -7,11 +7,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from intaglio.dataclass import dataclass
 from intaglio.errors import NotVerifiable
 from intaglio.policy import document
 from intaglio.policy.document import Lookup, Policy
@@ -63,12 +63,13 @@ def read(place: Path, passport: Path, clock: datetime, name: str | None = None) 
 def _source(passport: Path, home: Path, root: Path | None, clock: datetime) -> TrustedSource | None:
     if root is None or not root.exists():
         return None
-    from intaglio.trust import carried, metadata
+    from intaglio.trust import carried
+    from intaglio.trust.payload import MAX_BYTES
 
     if not carried.present(passport):
         return None
     with open(root, "rb") as stream:
-        anchor = stream.read(metadata.MAX_BYTES["root"] + 1)
+        anchor = stream.read(MAX_BYTES["root"] + 1)
     return carried.judge(passport, home, clock, anchor=anchor)
 
 

@@ -13,12 +13,12 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from intaglio.content.bare import BareLayout
 from intaglio.content.modelpack import ModelImage
+from intaglio.dataclass import dataclass
 from intaglio.digest import Digest
 from intaglio.errors import Error, ExitCode, InternalError, NotVerifiable, UsageError, VerificationError
 from intaglio.guard import anchor, launch

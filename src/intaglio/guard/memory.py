@@ -17,10 +17,10 @@ import hashlib
 import os
 import stat
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from intaglio.dataclass import dataclass
 from intaglio.digest import CHUNK, Digest
 from intaglio.errors import CorruptContent, MachineError
 from intaglio.guard.available import available

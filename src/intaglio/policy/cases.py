@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from intaglio import strictjson
+from intaglio.dataclass import dataclass, replace
 from intaglio.errors import ExitCode, NotVerifiable
 from intaglio.policy.decide import RULES, Verdict, decide
 from intaglio.policy.document import EVIDENCE, key_names, parse

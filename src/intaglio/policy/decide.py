@@ -9,10 +9,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Literal
 
 from intaglio.content.runtime_image import RuntimeImage
+from intaglio.dataclass import dataclass
 from intaglio.errors import ExitCode, VerificationError
 from intaglio.policy.document import Policy
 from intaglio.policy.evidence import Evidence

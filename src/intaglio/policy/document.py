@@ -13,12 +13,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from intaglio.content.formats.inspect import FORMATS
+from intaglio.dataclass import dataclass, field
 from intaglio.errors import NotVerifiable, UsageError
 from intaglio.policy.reader import MAX_BYTES, Reader, Table, nearest, show, toml
 from intaglio.trust import statement

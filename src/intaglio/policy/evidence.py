@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from datetime import timedelta
 
 from intaglio.content.descriptor import Descriptor
@@ -11,6 +10,7 @@ from intaglio.content.formats.inspect import Inspected
 from intaglio.content.modelpack import ModelImage
 from intaglio.content.runtime_image import RuntimeImage
 from intaglio.content.tree import File
+from intaglio.dataclass import dataclass
 from intaglio.digest import Digest
 from intaglio.errors import VerificationError
 from intaglio.policy.listing import Listed

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from datetime import timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal, Protocol
 
+from intaglio.dataclass import dataclass
 from intaglio.digest import Digest
 
 if TYPE_CHECKING:

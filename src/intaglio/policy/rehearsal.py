@@ -7,13 +7,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from datetime import timedelta
 
 from intaglio.content.descriptor import MANIFEST_TYPE, Descriptor
 from intaglio.content.formats.inspect import GGUF, JSON, SAFETENSORS, TEXT, Inspected
 from intaglio.content.modelpack import CONFIG_TYPE, ModelImage
 from intaglio.content.tree import File, Tree
+from intaglio.dataclass import dataclass, field
 from intaglio.digest import Digest
 from intaglio.errors import CorruptContent, PolicyRefusal
 from intaglio.policy.evidence import About, Evidence, FileEvidence, ReferrerEvidence, SourceEvidence

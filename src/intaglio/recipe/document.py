@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
+from intaglio.dataclass import dataclass
 from intaglio.errors import RecipeError
 from intaglio.recipe.positions import dotted, index, line_of
 from intaglio.recipe.shape import Mistake

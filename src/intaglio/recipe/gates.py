@@ -8,8 +8,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 
+from intaglio.dataclass import dataclass
 from intaglio.recipe.program import StepProgram
 from intaglio.recipe.shape import Key, Mistake, Named, Number, Table, Text
 from intaglio.strictjson import Object

@@ -11,10 +11,10 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from intaglio.content.tree import LAYOUT
+from intaglio.dataclass import dataclass, field, replace
 from intaglio.digest import Digest
 from intaglio.errors import LockError, MachineError, RecipeError, UsageError
 from intaglio.recipe import document

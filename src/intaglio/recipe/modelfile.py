@@ -8,10 +8,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
+from intaglio.dataclass import dataclass, field
 from intaglio.digest import Digest
 from intaglio.errors import CorruptContent, RecipeError
 from intaglio.recipe import document, gates, limits, secrets

@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Protocol
 
+from intaglio.dataclass import dataclass, field
 from intaglio.recipe.positions import Path
 from intaglio.strictjson import Object
 

@@ -7,12 +7,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Literal
 
 from intaglio.build.machine import Disk, Facts, Fault
 from intaglio.build.wheels import where_from
+from intaglio.dataclass import dataclass
 from intaglio.report.terminal import amount
 from intaglio.strictjson import Object
 from intaglio.trust import freshness

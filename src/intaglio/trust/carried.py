@@ -19,11 +19,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 from intaglio.content.bare import open_regular
+from intaglio.dataclass import dataclass
 from intaglio.digest import Digest
 from intaglio.errors import CorruptContent, NotVerifiable
 from intaglio.trust.kept import ANCHOR, FOLDER, STATE, Draft, Kept

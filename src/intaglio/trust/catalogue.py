@@ -13,13 +13,13 @@ from __future__ import annotations
 import itertools
 import tomllib
 from collections.abc import Iterable
-from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, cast, get_args
 
 from intaglio.content.descriptor import MANIFEST_TYPE
 from intaglio.content.tree import TREE_TYPE, Tree
+from intaglio.dataclass import dataclass
 from intaglio.digest import Digest
 from intaglio.errors import CorruptContent, UsageError
 from intaglio.strictjson import Object

@@ -10,12 +10,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 
 from intaglio import strictjson
 from intaglio.content.cosign_tag import SIGNATURE_MARK, config_of, manifest_of
 from intaglio.content.descriptor import EMPTY, EMPTY_TYPE, MANIFEST_TYPE, Descriptor
 from intaglio.content.modelpack import SIMPLE_SIGNING_TYPE
+from intaglio.dataclass import dataclass, field
 from intaglio.digest import Digest
 from intaglio.errors import CorruptContent, Untrusted
 from intaglio.strictjson import Object

@@ -11,9 +11,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
+from intaglio.dataclass import dataclass
 from intaglio.errors import Stale
 
 FORM = "%Y-%m-%dT%H:%M:%SZ"
@@ -80,13 +80,14 @@ def write(moment: datetime) -> str:
 
 
 def read(text: object) -> datetime | None:
-    """Return the moment written as ``text``; nothing if it is none."""
+    """Return the moment that :func:`write` writes as ``text``; nothing if it is none."""
     if not isinstance(text, str):
         return None
     try:
-        return datetime.strptime(text, FORM).replace(tzinfo=UTC)
+        moment = datetime.fromisoformat(text)  # strptime brings calendars and locales along
     except ValueError:
         return None
+    return moment if moment.tzinfo is not None and write(moment) == text else None
 
 
 def words(span: timedelta) -> str:

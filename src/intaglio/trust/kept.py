@@ -12,15 +12,14 @@ import fcntl
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from tuf.api.metadata import Root
-
 from intaglio import strictjson
+from intaglio.dataclass import dataclass
 from intaglio.errors import CorruptContent, MachineError, NotVerifiable, VerificationError
 from intaglio.trust import freshness, metadata
+from intaglio.trust.payload import MAX_BYTES, Root
 
 ANCHOR = "root.json"
 """Name of the anchor in the home."""
@@ -104,7 +103,7 @@ class Kept:
             return self._anchor
         try:
             with open(self._place, "rb") as stream:
-                return stream.read(metadata.MAX_BYTES["root"] + 1)
+                return stream.read(MAX_BYTES["root"] + 1)
         except FileNotFoundError:
             raise NotVerifiable(
                 f"there is no anchor at {self._place}, and nothing is trusted without one",
@@ -134,7 +133,7 @@ class Kept:
         Raises:
             CorruptContent: it is not there, or too large.
         """
-        limit = max(metadata.MAX_BYTES.values())
+        limit = max(MAX_BYTES.values())
         try:
             with open(self.folder / name, "rb") as stream:
                 data = stream.read(limit + 1)

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import binascii
+import functools
 import hashlib
 from typing import TYPE_CHECKING
 
@@ -76,11 +77,9 @@ class PublicKey:
     def verifies(self, message: bytes, signature: bytes) -> bool:
         """Return whether ``signature`` (DER) was made over ``message`` by this key."""
         from cryptography.exceptions import InvalidSignature
-        from cryptography.hazmat.primitives.asymmetric import ec
-        from cryptography.hazmat.primitives.hashes import SHA256
 
         try:
-            self._key.verify(signature, message, ec.ECDSA(SHA256()))
+            self._key.verify(signature, message, _verification())
         except InvalidSignature:
             return False
         return True
@@ -93,6 +92,26 @@ class PublicKey:
 
     def __repr__(self) -> str:
         return f"PublicKey({self.id.short})"
+
+
+@functools.cache
+def _verification() -> ec.ECDSA:
+    """Return ECDSA with SHA-256, to verify by.
+
+    The library's own constructor loads all of its ciphers, to ask whether it could sign; that takes long.
+    """
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.hazmat.primitives.hashes import SHA256
+
+    class Verification(ec.ECDSA):
+        def __init__(self) -> None:
+            pass
+
+        @property
+        def algorithm(self) -> SHA256:
+            return SHA256()
+
+    return Verification()
 
 
 def _pem(der: bytes) -> str:

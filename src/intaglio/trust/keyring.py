@@ -12,9 +12,9 @@ import os
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 
+from intaglio.dataclass import dataclass, field
 from intaglio.errors import MachineError, UsageError
 from intaglio.trust.key import PrivateKey, PublicKey, is_encrypted
 

@@ -8,11 +8,11 @@ Beside them stands ``blobs/sha256/``, as in an OCI layout, with the file of each
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from intaglio.content.tree import TREE_TYPE, File, Tree
+from intaglio.dataclass import dataclass
 from intaglio.digest import Digest
 from intaglio.errors import CorruptContent, SourceUnreachable
 from intaglio.trust.target import FILES, MAX_FILE, MAX_SIZE, Target

@@ -27,20 +27,23 @@ import fcntl
 import os
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from securesystemslib.signer import Key, Signature, SSlibKey
+from tuf.api.exceptions import RepositoryError
 from tuf.api.metadata import Metadata, MetaFile, Role, Root, Snapshot, TargetFile, Targets, Timestamp
 
 from intaglio.content.intake import replace_file
+from intaglio.dataclass import dataclass, replace
 from intaglio.digest import Digest
 from intaglio.errors import CorruptContent, MachineError, NotVerifiable, Untrusted, UsageError
-from intaglio.trust import metadata, review
+from intaglio.trust import metadata, payload, review
 from intaglio.trust.key import PrivateKey, PublicKey
 from intaglio.trust.mirror import BLOBS, check, only_file, target_path
+from intaglio.trust.parse import parse
+from intaglio.trust.payload import ROLES
 from intaglio.trust.review import Staged
 from intaglio.trust.target import FILES, Name, Target, is_line
 
@@ -61,6 +64,13 @@ version = 1
 [days]
 {days}
 """
+_FORMS: Mapping[str, Any] = {
+    "root": payload.Root,
+    "targets": payload.Targets,
+    "snapshot": payload.Snapshot,
+    "timestamp": payload.Timestamp,
+}
+"""Role → the form in which readers read it."""
 _S = TypeVar("_S", Root, Targets, Snapshot, Timestamp)
 
 
@@ -111,10 +121,8 @@ class Repository:
         """
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise UsageError(f"{folder}: expected no such folder, or an empty one, found other files")
-        root = Root(
-            spec_version=SPECIFICATION, consistent_snapshot=True, roles={role: Role([], 1) for role in metadata.ROLES}
-        )
-        for role in metadata.ROLES:
+        root = Root(spec_version=SPECIFICATION, consistent_snapshot=True, roles={role: Role([], 1) for role in ROLES})
+        for role in ROLES:
             for public in signers[role].check(role).keys:
                 root.add_key(key_of(public), role)
             root.roles[role].threshold = signers[role].threshold
@@ -187,7 +195,7 @@ class Repository:
     def targets(self) -> tuple[Target, ...]:
         """Return the targets as they will be, sorted by path."""
         top = self._newest(Targets)
-        return tuple(metadata.target(path, top) for path in sorted(top.targets))
+        return tuple(review.target(path, top) for path in sorted(top.targets))
 
     def waiting(self) -> tuple[Staged, ...]:
         """Return what waits for signatures or publication."""
@@ -213,7 +221,7 @@ class Repository:
             )
         top = self._newest(Targets)
         if target.path in top.targets:
-            known = metadata.target(target.path, top)
+            known = review.target(target.path, top)
             if known.digest != target.digest:
                 raise UsageError(
                     f"{target.name} is {known.digest} already, and a version never becomes something else",
@@ -238,7 +246,7 @@ class Repository:
         top = self._newest(Targets)
         if name.path not in top.targets:
             raise UsageError(f"{name} is not listed in {self.folder}", hint=f"intaglio trust list {self.folder}")
-        target = replace(metadata.target(name.path, top), status="yanked", reason=reason)
+        target = replace(review.target(name.path, top), status="yanked", reason=reason)
         self._put(target, now)
         return target
 
@@ -402,7 +410,13 @@ class Repository:
     # --- files ---------------------------------------------------------------------------------------------------
 
     def _read(self, kind: type[_S], path: Path) -> Metadata[_S]:
-        return metadata.parse(kind, path.read_bytes(), str(path))
+        """Return metadata as what can be changed; readers' own form is asked of it first."""
+        data = path.read_bytes()
+        parse(_FORMS[kind.type], data, str(path))
+        try:
+            return Metadata[_S].from_bytes(data)
+        except RepositoryError as error:
+            raise CorruptContent(f"{path}: not sound metadata: {error}") from None
 
     def _signed(self, kind: type[_S]) -> _S | None:
         found = self.published(kind)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from securesystemslib.signer import Key
 from tuf.api.metadata import Metadata, Root, Targets
 
-from intaglio.trust import metadata
+from intaglio.dataclass import dataclass
+from intaglio.trust.payload import ROLES
+from intaglio.trust.target import Target
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,16 @@ def targets(before: Targets | None, after: Metadata[Targets], by: Root) -> Stage
     return Staged("targets", after.signed.version, lines, *_ids(result.signed, result.missing, result.unsigned))
 
 
+def target(path: str, role: Targets) -> Target:
+    """Return the target that ``role`` lists at ``path``.
+
+    Raises:
+        CorruptContent: the entry is no target of ours.
+    """
+    entry = role.targets[path]
+    return Target.parse(path, entry.length, entry.hashes, entry.custom)
+
+
 def _ids(
     signed: Mapping[str, Key], missing: int, unsigned: Mapping[str, Key]
 ) -> tuple[tuple[str, ...], int, tuple[str, ...]]:
@@ -50,7 +61,7 @@ def _ids(
 
 def _root_changes(before: Root | None, after: Root) -> tuple[str, ...]:
     lines = [f"valid until {after.expires:%Y-%m-%d}"]
-    for role in metadata.ROLES:
+    for role in ROLES:
         new, old = after.roles[role], before.roles[role] if before else None
         known = set(old.keyids) if old else set()
         lines += [f"{role}: + key {identifier[:12]}…" for identifier in new.keyids if identifier not in known]
@@ -63,8 +74,8 @@ def _root_changes(before: Root | None, after: Root) -> tuple[str, ...]:
 def _target_changes(before: Targets | None, after: Targets) -> tuple[str, ...]:
     lines = [f"valid until {after.expires:%Y-%m-%d}"]
     for path in sorted(after.targets):
-        new = metadata.target(path, after)
-        old = metadata.target(path, before) if before and path in before.targets else None
+        new = target(path, after)
+        old = target(path, before) if before and path in before.targets else None
         if old is None:
             lines.append(f"+ {new.name} {new.digest} ({new.licence}, {new.publisher}, {new.status})")
         elif old != new:

@@ -14,11 +14,11 @@ import binascii
 import hashlib
 from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
 from enum import Enum
 
 from intaglio import strictjson
 from intaglio.content import cosign_tag
+from intaglio.dataclass import dataclass
 from intaglio.errors import CorruptContent, Untrusted
 from intaglio.strictjson import Object
 from intaglio.trust.key import KeyId, PrivateKey, PublicKey

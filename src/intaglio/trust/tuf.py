@@ -14,13 +14,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TypeVar
 
-from tuf.api.metadata import Root, Snapshot, Targets, Timestamp
-
+from intaglio.dataclass import dataclass, field
 from intaglio.digest import Digest
 from intaglio.errors import (
     CorruptContent,
@@ -34,6 +32,7 @@ from intaglio.trust import freshness, metadata
 from intaglio.trust.freshness import Freshness
 from intaglio.trust.kept import ANCHOR, STATE, Kept, State
 from intaglio.trust.mirror import BLOBS, Mirror, check, fetch_file, only_file
+from intaglio.trust.payload import MAX_BYTES, MAX_ROLES, ROLES, Dated, Root, Snapshot, Targets, Timestamp
 from intaglio.trust.target import FILES, Name, Target
 
 MAX_ROTATIONS = 256
@@ -84,9 +83,7 @@ class TrustedSource:
                 hint="intaglio trust refresh --url URL",
             )
         stamp = metadata.timestamp(kept.read(f"{state.timestamp}.timestamp.json"), root)
-        fresh = freshness.judge(
-            clock=reference_time, signed=metadata.signed_at(stamp), seen=state.seen, expires=stamp.expires
-        )
+        fresh = freshness.judge(clock=reference_time, signed=stamp.signed, seen=state.seen, expires=stamp.expires)
         shot = metadata.snapshot(kept.read(f"{stamp.snapshot_meta.version}.snapshot.json"), root, stamp)
         name = f"{metadata.listed(shot, 'targets').version}.targets.json"
         top = metadata.targets(kept.read(name), "targets", root, shot)
@@ -104,7 +101,7 @@ class TrustedSource:
         stamp, shot = self._timestamp, self._snapshot
         names = [f"{shot.version}.snapshot.json", f"{metadata.listed(shot, 'targets').version}.targets.json"]
         for role in self._every_role():
-            names += [f"{metadata.listed(shot, name).version}.{name}.json" for name in metadata.delegated(role)]
+            names += [f"{metadata.listed(shot, name).version}.{name}.json" for name in role.delegated()]
         return {"timestamp.json": self._read(f"{stamp.version}.timestamp.json"), **{n: self._read(n) for n in names}}
 
     def versions(self) -> dict[str, int]:
@@ -118,12 +115,12 @@ class TrustedSource:
 
     def expiries(self) -> dict[str, datetime]:
         """Return when each of the four top-level roles expires."""
-        signed = (self._root, self._timestamp, self._snapshot, self._targets)
-        return {role: one.expires for role, one in zip(metadata.ROLES, signed, strict=True)}
+        signed: tuple[Dated, ...] = (self._root, self._timestamp, self._snapshot, self._targets)
+        return {role: one.expires for role, one in zip(ROLES, signed, strict=True)}
 
     def signers(self) -> dict[str, tuple[int, tuple[str, ...]]]:
         """Return for each top-level role the threshold and the ids of its keys."""
-        return {role: (one.threshold, tuple(one.keyids)) for role, one in self._root.roles.items()}
+        return {role: (one.threshold, tuple(one.keys)) for role, one in self._root.roles.items()}
 
     def find(self, path: str) -> Target | None:
         """Return the target at ``path``, as in ``models/org/name/1.0.0``, by the most trusted role that lists it.
@@ -186,7 +183,7 @@ class TrustedSource:
         while pending:
             role = pending.pop()
             yield role
-            for name in metadata.delegated(role):
+            for name in role.delegated():
                 if name not in seen:
                     seen.add(name)
                     pending.append(self._delegated(name, role))
@@ -287,11 +284,11 @@ class _Refresh:
         pending, seen = [top], {"targets"}
         while pending:
             role = pending.pop()
-            for name in metadata.delegated(role):
+            for name in role.delegated():
                 if name not in seen:
                     seen.add(name)
-                    if len(seen) > metadata.MAX_ROLES:
-                        raise CorruptContent(f"expected at most {metadata.MAX_ROLES} delegated roles, found more")
+                    if len(seen) > MAX_ROLES:
+                        raise CorruptContent(f"expected at most {MAX_ROLES} delegated roles, found more")
                     pending.append(self._targets(name, role, shot))
             self._files(role)
         self._keep(f"{stamp.version}.timestamp.json", data)
@@ -310,7 +307,7 @@ class _Refresh:
         root = self._kept.root(until_damaged=True)
         for _ in range(MAX_ROTATIONS):
             name = f"{root.version + 1}.root.json"
-            data = self._mirror.fetch(f"metadata/{name}", max_bytes=metadata.MAX_BYTES["root"])
+            data = self._mirror.fetch(f"metadata/{name}", max_bytes=MAX_BYTES["root"])
             if data is None:
                 return root
             root = metadata.next_root(data, root)
@@ -335,15 +332,13 @@ class _Refresh:
             return stamp, None
 
     def _timestamp(self, root: Root, previous: Timestamp | None) -> tuple[Timestamp, bytes]:
-        data = self._fetch("timestamp.json", metadata.MAX_BYTES["timestamp"])
+        data = self._fetch("timestamp.json", MAX_BYTES["timestamp"])
         stamp = metadata.timestamp(data, root, previous)
         if stamp is previous:
             data = self._kept.read(f"{stamp.version}.timestamp.json")
         if self._carried:
             seen = self._state.seen if self._state else None
-            self._now = freshness.judge(
-                clock=self._now, signed=metadata.signed_at(stamp), seen=seen, expires=stamp.expires
-            ).as_of
+            self._now = freshness.judge(clock=self._now, signed=stamp.signed, seen=seen, expires=stamp.expires).as_of
             metadata.require_current(root, "root", self._now)
         metadata.require_current(stamp, "timestamp", self._now)
         return stamp, data
@@ -354,10 +349,9 @@ class _Refresh:
 
     def _files(self, role: Targets) -> None:
         """Keep the policies and keys that ``role`` lists, as far as the mirror has them: a kit has a selection."""
-        for path in sorted(role.targets):
-            if Name.of_path(path).kind not in FILES:
+        for _, target in sorted(role.targets.items()):
+            if target.kind not in FILES:
                 continue
-            target = metadata.target(path, role)
             if target.status != "active":
                 continue
             name = f"{BLOBS}/{target.digest.hex}"
@@ -381,7 +375,7 @@ class _Refresh:
             signed = judge(data)
         except VerificationError:
             # Not only up to the promised length: a file that is longer is refused as another file, not as unreachable.
-            data = self._fetch(name, metadata.MAX_BYTES["snapshot" if role == "snapshot" else "targets"])
+            data = self._fetch(name, MAX_BYTES["snapshot" if role == "snapshot" else "targets"])
             signed = judge(data)
         metadata.require_current(signed, role, self._now)
         self._keep(name, data)

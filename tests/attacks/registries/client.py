@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 from tests.images import policy
@@ -16,6 +15,7 @@ from intaglio.content.reference import Reference
 from intaglio.content.remote import Repository
 from intaglio.content.remote_http import Network
 from intaglio.content.staging import Staging
+from intaglio.dataclass import replace
 from intaglio.digest import Digest
 from intaglio.progress import Silent
 from intaglio.verify import verify_image

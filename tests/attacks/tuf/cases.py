@@ -140,7 +140,7 @@ def one_key_in_two_spellings(source: Source) -> list[Files]:
     return [source.next_root().now()]
 
 
-@case(ExitCode.CORRUPT, "threshold should be at least 1")
+@case(ExitCode.CORRUPT, "threshold: expected a whole number from 1, found 0")
 def threshold_zero(source: Source) -> list[Files]:
     def change(signed: dict[str, Any]) -> None:
         signed["version"] = 2
@@ -465,7 +465,7 @@ def missing_snapshot(source: Source) -> list[Files]:
     return [files]
 
 
-@case(ExitCode.CORRUPT, "Metafile version must be > 0")
+@case(ExitCode.CORRUPT, "version: expected a whole number from 1, found 0")
 def snapshot_version_zero(source: Source) -> list[Files]:
     source.publish()
     meta = MetaFile(1)

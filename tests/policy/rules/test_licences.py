@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.policy.full import GOOD, full, judge, passes, refusal, signer
 
+from intaglio.dataclass import replace
 from intaglio.errors import ExitCode
 from intaglio.policy.decide import decide
 from intaglio.policy.rehearsal import Input, rehearse

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 from tests.policy.full import GOOD, SIGNERS, failing, full, judge, passes, refusal, signer
 
+from intaglio.dataclass import replace
 from intaglio.errors import ExitCode
 from intaglio.policy.decide import decide
 from intaglio.policy.evidence import About

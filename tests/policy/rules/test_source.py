@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from datetime import timedelta
 
 import pytest
 from tests.policy.full import GOOD, failing, full, judge, passes, refusal, signer
 
+from intaglio.dataclass import replace
 from intaglio.digest import Digest
 from intaglio.errors import ExitCode
 from intaglio.policy.decide import decide

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,7 @@ from tests.recipe.sources.web import Hub, Server
 
 from intaglio.content.layout import Store
 from intaglio.content.tree import File, Tree
+from intaglio.dataclass import replace
 from intaglio.digest import Digest
 from intaglio.errors import CorruptContent, SourceUnreachable, UsageError
 from intaglio.progress import Progress, Silent
@@ -55,7 +55,7 @@ def fetch(hub: Hub, store: Store, network: Network, tmp_path: Path) -> Callable[
     ) -> Tree:
         source = resolve(uri, tmp_path, name="base")
         assert isinstance(source, HubSource)
-        source = dataclasses.replace(source, network=dataclasses.replace(network, attempts=4))
+        source = replace(source, network=replace(network, attempts=4))
         return source.fetch(store, expected=expected, progress=progress or Silent(), offline=offline)
 
     return fetcher

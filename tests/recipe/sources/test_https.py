@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import random
 import socket
@@ -19,6 +18,7 @@ from tests.recipe.sources.web import Server
 
 from intaglio.content.layout import Store
 from intaglio.content.tree import File, Tree
+from intaglio.dataclass import replace
 from intaglio.digest import Digest
 from intaglio.errors import CorruptContent, MachineError, SourceUnreachable
 from intaglio.progress import Progress, Silent
@@ -74,7 +74,7 @@ def fetch(server: Server, store: Store, network: Network, tmp_path: Path) -> Cal
     ) -> Tree:
         source = resolve(uri or f"{server.url}/x/model.bin", tmp_path, name="weights", digest=digest)
         assert isinstance(source, HttpsSource)
-        source = dataclasses.replace(source, network=dataclasses.replace(network, **changes))
+        source = replace(source, network=replace(network, **changes))
         return source.fetch(store, expected=expected, progress=progress or Silent(), offline=offline)
 
     return fetcher
@@ -351,7 +351,7 @@ def test_only_our_own_configuration_names_authorities(
     monkeypatch.setenv("SSL_CERT_FILE", str(authority))
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(authority))
     monkeypatch.delenv("INTAGLIO_CA_FILE", raising=False)
-    quick = dataclasses.replace(Network.from_environment(), attempts=1)
+    quick = replace(Network.from_environment(), attempts=1)
     with pytest.raises(SourceUnreachable) as caught:
         Client(quick).read(url, max_bytes=10)
     assert "certificate is not trusted" in caught.value.message
@@ -362,7 +362,7 @@ def test_only_our_own_configuration_names_authorities(
     assert Client(Network.from_environment()).read(url, max_bytes=10).body == b"{}"
     monkeypatch.setenv("INTAGLIO_CA_FILE", str(other))
     with pytest.raises(SourceUnreachable):
-        Client(dataclasses.replace(Network.from_environment(), attempts=1)).read(url, max_bytes=10)
+        Client(replace(Network.from_environment(), attempts=1)).read(url, max_bytes=10)
     monkeypatch.setenv("INTAGLIO_CA_FILE", str(tmp_path / "gone.pem"))
     with pytest.raises(MachineError):
         Client(Network.from_environment()).read(url, max_bytes=10)

@@ -9,9 +9,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import BinaryIO
 
+from intaglio.dataclass import dataclass
 from intaglio.errors import CorruptContent
 
 MAX_HEADER = 128 << 20

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, BinaryIO, NoReturn
 
 from intaglio.content.formats import gguf, safetensors
 from intaglio.content.tree import check_path
+from intaglio.dataclass import dataclass
 from intaglio.errors import CorruptContent, PolicyRefusal
 
 SAFETENSORS = "safetensors"

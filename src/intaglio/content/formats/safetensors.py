@@ -9,10 +9,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import BinaryIO
 
 from intaglio import strictjson
+from intaglio.dataclass import dataclass
 from intaglio.errors import CorruptContent
 
 MAX_HEADER = 16 << 20

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 from intaglio.content.intake import walk
 from intaglio.content.layout import Store
 from intaglio.content.tree import File, Tree
+from intaglio.dataclass import dataclass
 from intaglio.digest import Digest, hash_stream
 from intaglio.errors import CorruptContent
 from intaglio.progress import Progress

@@ -18,7 +18,6 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import quote, urljoin, urlsplit
@@ -26,6 +25,7 @@ from urllib.parse import quote, urljoin, urlsplit
 from intaglio import strictjson
 from intaglio.content.layout import Store
 from intaglio.content.tree import MAX_FILES, File, Tree, check_path
+from intaglio.dataclass import dataclass
 from intaglio.digest import Digest, hash_stream
 from intaglio.errors import CorruptContent, Error, SourceUnreachable, UsageError
 from intaglio.progress import Progress, Task

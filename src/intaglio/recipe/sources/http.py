@@ -19,11 +19,11 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urljoin, urlsplit
 
+from intaglio.dataclass import dataclass, field
 from intaglio.errors import MachineError, SourceUnreachable
 from intaglio.progress import Task
 

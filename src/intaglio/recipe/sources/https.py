@@ -5,13 +5,13 @@ The file becomes a tree of one file under the last part of its path. ``http:`` i
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from intaglio.content.layout import Store
 from intaglio.content.tree import File, Tree, check_path
+from intaglio.dataclass import dataclass
 from intaglio.digest import Digest, hash_stream
 from intaglio.errors import CorruptContent, SourceUnreachable
 from intaglio.progress import Progress

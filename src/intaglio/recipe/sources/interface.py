@@ -8,12 +8,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from intaglio.content.layout import Store
 from intaglio.content.tree import Tree
+from intaglio.dataclass import dataclass
 from intaglio.digest import Digest
 from intaglio.errors import CorruptContent, NotVerifiable, RecipeError, SourceUnreachable
 from intaglio.progress import Progress

@@ -6,9 +6,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from pathlib import Path
 
+from intaglio.dataclass import dataclass, field
 from intaglio.errors import SourceUnreachable
 from intaglio.recipe.sources.http import Client, Network, check_url
 from intaglio.trust.mirror import FolderMirror, Mirror

@@ -18,11 +18,11 @@ import sys
 import zipfile
 import zlib
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 
 from intaglio.content.layout import Store
 from intaglio.content.tree import File, Tree, check_path
+from intaglio.dataclass import dataclass
 from intaglio.digest import CHUNK, Digest, hash_stream
 from intaglio.errors import CorruptContent, MachineError
 from intaglio.progress import Progress, Task

@@ -8,11 +8,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from intaglio.content.layout import Store
 from intaglio.content.tree import Tree
+from intaglio.dataclass import dataclass
 from intaglio.digest import Digest
 from intaglio.errors import CorruptContent, Error, NotVerifiable, UsageError
 from intaglio.progress import Progress
