@@ -104,9 +104,10 @@ def _methods(known: Mapping[str, _Field], post: bool, frozen: bool, order: bool)
     names = tuple(known)
     values = _reader(names)
     put = object.__setattr__
+    items = tuple(known.items())
 
     def construct(self: Any, *args: object, **given: object) -> None:
-        bound = _bound(type(self), known, args, given) if given or len(args) != len(names) else args
+        bound = _bound(type(self), items, args, given) if given or len(args) != len(names) else args
         for name, value in zip(names, bound, strict=True):
             put(self, name, value)
         if post:
@@ -135,9 +136,10 @@ def _methods(known: Mapping[str, _Field], post: bool, frozen: bool, order: bool)
 
 def _reader(names: tuple[str, ...]) -> Callable[[object], tuple[object, ...]]:
     """Return what reads the fields ``names`` of an instance as a tuple."""
-    if len(names) > 1:
-        return operator.attrgetter(*names)
-    return lambda self: tuple(getattr(self, name) for name in names)
+    if not names:
+        return lambda _: ()
+    read: Callable[[object], Any] = operator.attrgetter(*names)
+    return read if len(names) > 1 else lambda self: (read(self),)
 
 
 def _comparison(compare: Callable[[object, object], object], values: Callable[[object], tuple[object, ...]]) -> _Method:
@@ -148,23 +150,27 @@ def _refuse(self: object, name: str, *_: object) -> None:
     raise AttributeError(f"{type(self).__qualname__}.{name}: an instance never changes")
 
 
-def _bound(cls: type, known: Mapping[str, _Field], args: tuple[object, ...], given: dict[str, object]) -> list[object]:
+def _bound(
+    cls: type, fields: tuple[tuple[str, _Field], ...], args: tuple[object, ...], given: dict[str, object]
+) -> list[object]:
     """Return a value for each field, in order.
 
     Raises:
         TypeError: too many values, none for a field that needs one, or names of no field.
     """
-    if len(args) > len(known):
-        raise TypeError(f"{cls.__qualname__}: expected at most {len(known)} values, found {len(args)}")
+    if len(args) > len(fields):
+        raise TypeError(f"{cls.__qualname__}: expected at most {len(fields)} values, found {len(args)}")
     bound = list(args)
     missing = []
-    for name, one in list(known.items())[len(args) :]:
+    for name, one in fields[len(args) :]:
         if name in given:
             bound.append(given.pop(name))
-        elif one.required:
-            missing.append(name)
+        elif one.factory is not None:
+            bound.append(one.factory())
+        elif one.value is not _MISSING:
+            bound.append(one.value)
         else:
-            bound.append(one.value if one.factory is None else one.factory())
+            missing.append(name)
     if missing or given:
         wrong = [f"no value for {', '.join(missing)}"] if missing else []
         wrong += [f"unknown, or given twice: {', '.join(given)}"] if given else []

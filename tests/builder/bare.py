@@ -10,13 +10,16 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from intaglio.recipe.limits import Limits
 
 BUILDER = Path(__file__).resolve().parents[2] / "builder"
 
@@ -65,6 +68,12 @@ def resolve(step: str, given: Mapping[str, object]) -> dict[str, object]:
     return {name: given.get(name, entry.get("default")) for name, entry in declared.items()}
 
 
+def time_limit(step: str) -> int:
+    """The seconds that the step's description allows."""
+    description = tomllib.loads((BUILDER / "steps" / f"{step}.toml").read_text(encoding="utf-8"))
+    return Limits().override({"time": description["time"]} if "time" in description else {}).time
+
+
 def run_step(
     step: str,
     inputs: Mapping[str, Path],
@@ -75,7 +84,11 @@ def run_step(
     environment: Mapping[str, str] | None = None,
     checkpoint: Path | None = None,
 ) -> Result:
-    """Run a step; ``out`` is made. Log and events are caught."""
+    """Run a step; ``out`` is made. Log and events are caught.
+
+    Raises:
+        subprocess.TimeoutExpired: it took longer than its description allows; it was killed.
+    """
     out.mkdir(parents=True)
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder) / "work"
@@ -94,17 +107,31 @@ def run_step(
         settings = {**kept, **DETERMINISM, "HOME": str(work), "HF_HOME": str(work / "hf"), **(environment or {})}
         program = [python, "-B", "-s", "-P", str(BUILDER / "steps" / f"{step}.py"), f"{folder}/request.json"]
         with events.open("ab") as stream:
-            done = subprocess.run(
-                program,
-                cwd=work,
-                env={**settings, "INTAGLIO_EVENTS_FD": str(stream.fileno())},
-                pass_fds=[stream.fileno()],
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                check=False,
-            )
+            status, log = run(program, work, settings, stream.fileno(), time_limit(step))
         lines = [json.loads(line) for line in events.read_text(encoding="utf-8").splitlines()]
-    return Result(done.returncode, lines, done.stdout.decode("utf-8", "replace"))
+    return Result(status, lines, log.decode("utf-8", "replace"))
+
+
+def run(
+    program: Sequence[str], work: Path, environment: Mapping[str, str], events: int, seconds: float
+) -> tuple[int, bytes]:
+    """Run a program and return its status and log; whatever ends the waiting ends all of its processes."""
+    child = subprocess.Popen(
+        program,
+        cwd=work,
+        env={**environment, "INTAGLIO_EVENTS_FD": str(events)},
+        pass_fds=[events],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        process_group=0,
+    )
+    try:
+        log, _ = child.communicate(timeout=seconds)
+    except BaseException:
+        os.killpg(child.pid, signal.SIGKILL)
+        child.communicate()
+        raise
+    return child.returncode, log
 
 
 def main() -> int:

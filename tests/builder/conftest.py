@@ -4,6 +4,7 @@ A test that runs a step asks for ``environment``: the Python of an environment w
 variable ``INTAGLIO_TEST_ENV_TRAIN_CPU`` (and so on) names a Python that already has them; otherwise the environment is
 made once with pip from the lock, and kept in the user's cache folder under the digest of the lock. What the marker
 ``toolchains`` of a test names is made before the first test begins: to compile llama.cpp takes longer than a test may.
+A wheel that is built may take what the step ``wheel`` may, and an installation :data:`INSTALLATION`.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ ROOT = Path(__file__).resolve().parents[2]
 BUILDER = ROOT / "builder"
 sys.path.insert(0, str(BUILDER / "lib"))
 
+INSTALLATION = 3600
+"""Most seconds that pip may take to fetch and install a toolchain: gigabytes, on a slow line."""
 PREFIX = "INTAGLIO_TEST_ENV_"
 GIVEN = {name.removeprefix(PREFIX): value for name, value in os.environ.items() if name.startswith(PREFIX)}
 """Read once: the tests themselves run without the user's own ``INTAGLIO_`` variables."""
@@ -52,11 +55,13 @@ def make_environment(lock: Path, target: Path) -> None:
         wanted = draft / "requirements.txt"
         wanted.write_text(requirements(lock), encoding="utf-8")
         pip = [sys.executable, "-m", "pip", "--python", str(draft / "bin" / "python"), "install", "--quiet"]
-        subprocess.run([*pip, "--no-deps", "--require-hashes", "--requirement", str(wanted)], check=True)
+        locked = ["--no-deps", "--require-hashes", "--requirement", str(wanted)]
+        subprocess.run([*pip, *locked], check=True, timeout=INSTALLATION)
         for package in tomllib.loads(lock.read_text(encoding="utf-8"))["packages"]:
             if "sdist" in package:
                 wheel = built(package, draft / "sources" / package["name"])
-                subprocess.run([*pip, "--no-deps", "--no-index", str(wheel)], check=True)
+                built_one = ["--no-deps", "--no-index", str(wheel)]
+                subprocess.run([*pip, *built_one], check=True, timeout=INSTALLATION)
         shutil.rmtree(draft / "sources", ignore_errors=True)
         draft.rename(target)
     except OSError:
@@ -71,7 +76,7 @@ def built(package: Mapping[str, Any], place: Path) -> Path:
     source, tool = place / "source", package["tool"]["intaglio"]
     source.mkdir(parents=True)
     fetch = [sys.executable, str(ROOT / "src/intaglio/build/sdist_fetch.py"), package["name"], package["sdist"]["name"]]
-    subprocess.run([*fetch, str(source)], check=True)
+    subprocess.run([*fetch, str(source)], check=True, timeout=INSTALLATION)
     given = {"environment": tool["environment"]} if "environment" in tool else {}
     made = run_step("wheel", {"source": source}, place / "out", given, python=environment_of(tool["build-toolchain"]))
     assert made.status == 0, made.log
