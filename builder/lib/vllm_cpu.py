@@ -11,10 +11,20 @@ Source: vLLM 0.32, ``vllm/plugins``, ``vllm/utils/cpu_resource_utils.py``; PyTor
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-ENTRY_POINT = "[vllm.general_plugins]\ncpus = vllm_cpu:register\n"
-"""How vLLM finds it."""
+NAME = "cpus"
+"""What the plugin is called."""
+
+
+def announce(place: Path) -> None:
+    """Write into ``place``, a folder on the path, what makes a package of this module: vLLM finds its plugin there."""
+    about = place / f"{NAME}-1.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {NAME}\nVersion: 1\n", encoding="utf-8")
+    entry = f"[vllm.general_plugins]\n{NAME} = {__name__}:{register.__name__}\n"
+    (about / "entry_points.txt").write_text(entry, encoding="utf-8")
 
 
 def register() -> None:

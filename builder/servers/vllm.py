@@ -31,14 +31,9 @@ ENVIRONMENT = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # what binds reads /sys, which is not there; OMP_NUM_THREADS counts
     "VLLM_CONFIGURE_LOGGING": "1",
     "VLLM_LOGGING_LEVEL": "WARNING",
-    "VLLM_PLUGINS": "cpus",
+    "VLLM_PLUGINS": vllm_cpu.NAME,
     "GLOO_SOCKET_IFNAME": "lo",
 }
-PLUGIN = {
-    "METADATA": "Metadata-Version: 2.1\nName: cpus\nVersion: 1\n",
-    "entry_points.txt": vllm_cpu.ENTRY_POINT,
-}
-"""What makes a package of :mod:`vllm_cpu`, so that vLLM finds its plugin."""
 
 
 def cache_size(config: dict[str, object], context: int | None) -> int:
@@ -80,9 +75,7 @@ def serve(request: Request) -> None:
         raise Fault(f"model: config.json: {problem}") from None
     space = {"VLLM_CPU_KVCACHE_SPACE": str(cache_size(config, request.context))}
     place = Path(tempfile.mkdtemp(prefix="vllm-"))
-    (place / "cpus-1.dist-info").mkdir()
-    for name, text in PLUGIN.items():
-        (place / "cpus-1.dist-info" / name).write_text(text, encoding="utf-8")
+    vllm_cpu.announce(place)
     paths = f"{place}:{Path(vllm_cpu.__file__).parent}"
     private = {"VLLM_CACHE_ROOT": f"{place}/cache", "VLLM_CONFIG_ROOT": f"{place}/config", "PYTHONPATH": paths}
     argv = [sys.executable, "-B", "-s", "-P", "-m", "vllm.entrypoints.openai.api_server", *arguments(request)]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from tests.builder.bare import BUILDER
@@ -75,3 +77,13 @@ def test_fp8_is_multiplied_without_onednn_where_that_has_no_kernel(environment: 
 @pytest.mark.parametrize("believed", [("0", "0"), ("1", "1")])
 def test_elsewhere_it_is_left_alone(environment: Callable[[str], str], believed: tuple[str, str]) -> None:
     assert found(environment, *believed) == {"changed": False, "once": True}
+
+
+def test_the_plugin_is_found_where_it_is_announced(tmp_path: Path) -> None:
+    code = "import sys, vllm_cpu; from pathlib import Path; vllm_cpu.announce(Path(sys.argv[1]))"
+    ask = "from importlib.metadata import entry_points as found; [one] = found(group='vllm.general_plugins'); "
+    ask += "print(one.name, one.load().__module__, one.load().__name__)"
+    path = {"PYTHONPATH": f"{tmp_path}:{BUILDER / 'lib'}"}
+    subprocess.run([sys.executable, "-P", "-c", code, str(tmp_path)], env=path, check=True, timeout=60)
+    done = subprocess.run([sys.executable, "-P", "-c", ask], env=path, check=True, timeout=60, stdout=subprocess.PIPE)
+    assert done.stdout.decode().split() == ["cpus", "vllm_cpu", "register"]
