@@ -122,6 +122,41 @@ def test_fields_of_a_base_come_first_and_what_follows_is_run(library: Any) -> No
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
+def test_fields_of_several_bases(library: Any) -> None:
+    @library.dataclass(frozen=True)
+    class Left:
+        name: str
+
+    @library.dataclass(frozen=True)
+    class Right:
+        size: int
+
+    @library.dataclass(frozen=True)
+    class Both(Left, Right):
+        mark: str
+
+        def text(self) -> str:
+            return super().__repr__().partition("(")[2]
+
+    assert vars(Both)["__match_args__"] == ("size", "name", "mark")
+    assert Both(1, "a", "x").text() == "name='a')"
+    assert Left.__subclasses__() == [Both]
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+@pytest.mark.parametrize("slots", [True, False])
+def test_names_of_classes_inside_others(library: Any, slots: bool) -> None:
+    class Outer:
+        @library.dataclass(slots=slots)
+        class Inner:
+            name: str
+
+    assert repr(Outer.Inner("a")).endswith("Outer.Inner(name='a')")
+    with pytest.raises(TypeError, match="unhashable"):
+        hash(Outer.Inner("a"))
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
 def test_order_is_that_of_the_fields_and_of_one_class_only(library: Any) -> None:
     @library.dataclass(frozen=True, slots=True, order=True)
     class Pair:

@@ -3,8 +3,9 @@
 - A type checker sees the standard library's own names, and checks the same things.
 - ``dataclasses`` compiles some six methods a class, at each start, and imports the compiler's tools to do it. Here the
   methods are written once, and a class gets those that know its fields: ``docs/adr/0054``.
-- The same hold of a class: its signature, defaults, equality, hash, order and text; fields of its bases come first.
-- Not there: ``ClassVar``, ``InitVar``, and fields by keyword only. Each is an error when the class is made.
+- The same hold of an instance: how it is made, defaults, equality, hash, order and text; fields of bases come first.
+- Not there: ``ClassVar``, ``InitVar``, and fields by keyword only; each is an error when the class is made. What is
+  frozen stays so in its subclasses; a copy of it is made as an instance is, ``__post_init__`` included.
 """
 
 from __future__ import annotations
@@ -68,25 +69,33 @@ __all__ = ("dataclass", "field", "replace")
 
 
 def _made(cls: type, frozen: bool, slots: bool, order: bool) -> type:
-    """Return ``cls`` made anew: slots cannot be given to a class that is there."""
+    """Return ``cls`` with its fields; with slots it is made anew, as they cannot be given to a class that is there."""
     own = {name: _field(cls, name, str(said)) for name, said in cls.__annotations__.items()}
-    known: dict[str, _Field] = {**getattr(cls, _FIELDS, {}), **own}
+    inherited = {name: one for base in cls.__mro__[:0:-1] for name, one in vars(base).get(_FIELDS, {}).items()}
+    known: dict[str, _Field] = {**inherited, **own}
     optional = ""
     for name, one in known.items():
         if optional and one.required:
             raise TypeError(f"{cls.__qualname__}: {name} has no default, and follows {optional}, which has one")
         optional = optional if one.required else name
-    body = {name: one for name, one in vars(cls).items() if name not in {"__dict__", "__weakref__", *own}}
+    added: dict[str, object] = {_FIELDS: known, "__match_args__": tuple(known)}
+    methods = _methods(known, hasattr(cls, "__post_init__"), frozen, order)
+    # Python puts None for the hash of a class that says what is equal.
+    added |= {name: method for name, method in methods.items() if vars(cls).get(name) is None}
     if slots:
-        body["__slots__"] = tuple(own)
-    else:
-        body |= {name: one.value for name, one in own.items() if one.value is not _MISSING}
-    body |= {_FIELDS: known, "__match_args__": tuple(known)}
-    for name, method in _methods(known, hasattr(cls, "__post_init__"), frozen, order).items():
-        if body.get(name) is None:  # Python puts None for the hash of a class that says what is equal
-            body[name] = method
-    metaclass: Callable[..., type] = type(cls)
-    return metaclass(cls.__name__, cls.__bases__, body)
+        body = {name: one for name, one in vars(cls).items() if name not in {"__dict__", "__weakref__", *own}}
+        again: Callable[..., type] = type(cls)
+        made = again(cls.__name__, cls.__bases__, {**body, **added, "__slots__": tuple(own)})
+        made.__qualname__ = cls.__qualname__
+        return made
+    for name, one in own.items():
+        if one.value is not _MISSING:
+            added[name] = one.value
+        elif name in vars(cls):
+            delattr(cls, name)
+    for name, value in added.items():
+        setattr(cls, name, value)
+    return cls
 
 
 def _field(cls: type, name: str, kind: str) -> _Field:
@@ -99,7 +108,7 @@ def _field(cls: type, name: str, kind: str) -> _Field:
     return found
 
 
-def _methods(known: Mapping[str, _Field], post: bool, frozen: bool, order: bool) -> dict[str, _Method]:
+def _methods(known: Mapping[str, _Field], post: bool, frozen: bool, order: bool) -> dict[str, _Method | None]:
     """Return the methods of a class with these fields, by name."""
     names = tuple(known)
     values = _reader(names)
@@ -117,10 +126,11 @@ def _methods(known: Mapping[str, _Field], post: bool, frozen: bool, order: bool)
         shown = (f"{name}={getattr(self, name)!r}" for name, one in known.items() if one.shown)
         return f"{type(self).__qualname__}({', '.join(shown)})"
 
-    methods: dict[str, _Method] = {
+    methods: dict[str, _Method | None] = {
         "__init__": construct,
         "__repr__": text,
         "__eq__": _comparison(operator.eq, values),
+        "__hash__": None,
     }
     if frozen:
         methods |= {

@@ -69,6 +69,10 @@ EXIT_MEANING: dict[ExitCode, str] = {
 """The meaning of each exit code, one line each: printed in the documentation."""
 
 
+MAX_MESSAGE = 4000
+"""Longest message, in characters, about what was not to be trusted."""
+
+
 class Error(Exception):
     """Root of every error that Intaglio raises on purpose.
 
@@ -83,6 +87,14 @@ class Error(Exception):
         self.hint = hint
         self.answer: Mapping[str, object] = {}
         """What a command answers under ``--json`` beside the error, where its answer has a form of its own."""
+
+
+def _one_line(text: str) -> str:
+    """Return ``text`` with whatever is not printable written as Python escapes it, cut where it is too long."""
+    short = text if len(text) <= MAX_MESSAGE else f"{text[:MAX_MESSAGE]}…"
+    if short.isprintable():
+        return short
+    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in short)
 
 
 class UsageError(Error):
@@ -110,9 +122,15 @@ class SourceUnreachable(Error):
 
 
 class VerificationError(Error):
-    """Root of everything that may leave a verify function."""
+    """Root of everything that may leave a verify function.
+
+    Its message may quote what was not to be trusted, so it is one line without control characters, and not endless.
+    """
 
     exit_code = ExitCode.NOT_VERIFIABLE
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(_one_line(message), hint=hint)
 
 
 class CorruptContent(VerificationError):

@@ -52,6 +52,18 @@ def test_the_bound() -> None:
     assert "refresh" in (caught.value.hint or "")
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "2026-01-10T12:00:00", "2026-01-10T12:00:00+00:00", "2026-01-10T12:00Z", "2026-01-10T12:00:00.0Z", "2026-1-10",
+        "20260110T120000Z", "2026-01-10T12:00:60Z", "2026-02-30T12:00:00Z", "2026-01-10T12:00:00z", "", "now", 5, None,
+        "0001-01-01T00:00:00+01:00", "9999-12-31T23:59:59-00:01", "2026-01-10 12:00:00Z", "2026-01-10T12:00:00Z ",
+    ],
+)  # fmt: skip
+def test_nothing_else_is_a_moment(text: object) -> None:
+    assert read(text) is None
+
+
 def test_moments_are_written_in_utc() -> None:
     assert write(NOW) == "2026-01-10T12:00:00Z"
     assert write(NOW.astimezone(timezone(timedelta(hours=5)))) == "2026-01-10T12:00:00Z"

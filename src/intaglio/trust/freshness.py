@@ -85,9 +85,9 @@ def read(text: object) -> datetime | None:
         return None
     try:
         moment = datetime.fromisoformat(text)  # strptime brings calendars and locales along
-    except ValueError:
+        return moment if moment.tzinfo is not None and write(moment) == text else None
+    except (ValueError, OverflowError):
         return None
-    return moment if moment.tzinfo is not None and write(moment) == text else None
 
 
 def words(span: timedelta) -> str:

@@ -12,15 +12,16 @@ out. The shell that fetches and keeps is :mod:`intaglio.trust.tuf`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from hashlib import sha256, sha384, sha512
+from typing import TypeAlias
 
 from intaglio.errors import CorruptContent, Stale, Untrusted
 from intaglio.strictjson import Object
 from intaglio.trust import freshness
 from intaglio.trust.parse import parse
-from intaglio.trust.payload import CUSTOM, Dated, Metadata, MetaFile, Root, S, Snapshot, Targets, Timestamp
+from intaglio.trust.payload import CUSTOM, MAX_ROLES, Dated, Metadata, MetaFile, Root, S, Snapshot, Targets, Timestamp
 from intaglio.trust.target import Target
 
 MAX_DELEGATIONS = 32
@@ -147,28 +148,55 @@ def listed(by: Snapshot, role: str) -> MetaFile:
     return meta
 
 
-def search(path: str, top: Targets, load: Callable[[str, Targets], Targets]) -> Target | None:
+Load: TypeAlias = Callable[[str, str, Targets], Targets]
+"""Returns a delegated role, verified under one delegator: gets its name, and the delegator's name and targets.
+
+A name may be delegated to by several roles, each with keys of its own: what one believes is nothing to another.
+"""
+
+
+def roles(top: Targets, load: Load) -> Iterator[Targets]:
+    """Yield the top-level targets and every role below them, each once; every delegation is verified, each by itself.
+
+    Raises:
+        CorruptContent: there are too many delegations.
+        VerificationError: a role does not verify under one that delegates to it.
+    """
+    pending, seen, count = [("targets", top)], {"targets"}, 0
+    while pending:
+        delegator, found = pending.pop()
+        for name in found.delegated():
+            count += 1
+            if count > MAX_ROLES:
+                raise CorruptContent(f"expected at most {MAX_ROLES} delegations, found more")
+            role = load(name, delegator, found)
+            if name not in seen:
+                seen.add(name)
+                pending.append((name, role))
+        yield found
+
+
+def search(path: str, top: Targets, load: Load) -> Target | None:
     """Return the target at ``path``, by the most trusted role that lists it (5.6.7); nothing if none does.
 
     Args:
         path: the target's path.
         top: the top-level targets.
-        load: returns a delegated role, verified; gets its name and the role that delegates to it.
-
+        load: see :data:`Load`.
     """
-    pending: list[tuple[str, Targets | None]] = [("targets", None)]
+    pending: list[tuple[str, tuple[str, Targets] | None]] = [("targets", None)]
     seen: set[str] = set()
     while pending and len(seen) <= MAX_DELEGATIONS:
-        role, delegator = pending.pop()
+        role, by = pending.pop()
         if role in seen:
             continue
         seen.add(role)
-        found = top if delegator is None else load(role, delegator)
+        found = top if by is None else load(role, *by)
         if path in found.targets:
             return found.targets[path]
-        children: list[tuple[str, Targets | None]] = []
+        children: list[tuple[str, tuple[str, Targets] | None]] = []
         for name, terminating in found.roles_for(path):
-            children.append((name, found))
+            children.append((name, (role, found)))
             if terminating:
                 pending.clear()
                 break
@@ -185,7 +213,7 @@ def _require_signed(delegator: Root | Targets, name: str, metadata: Metadata[S],
     role = delegator.role(name)
     if role is None:
         raise Untrusted(f"{what}: nothing is delegated to {name}")
-    found = metadata.good(role, what)
+    found = metadata.good(role)
     if found < role.threshold:
         raise Untrusted(f"{what}: expected {role.threshold} good signatures, found {found}")
 

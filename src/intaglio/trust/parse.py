@@ -24,6 +24,9 @@ from intaglio.trust.key import PublicKey
 from intaglio.trust.payload import (
     CUSTOM,
     MAX_BYTES,
+    MAX_KEYS,
+    MAX_PATTERN,
+    MAX_PATTERNS,
     MAX_ROLES,
     ROLES,
     Delegation,
@@ -192,9 +195,18 @@ def _delegation(body: object, keys: Mapping[str, Key], what: str) -> Delegation:
         raise CorruptContent(f"{what}: role {name}: expected either paths or path_hash_prefixes")
     if not isinstance(body.get("terminating"), bool):
         raise CorruptContent(f"{what}: role {name}: terminating: expected true or false")
-    paths = _texts(body, "paths", what) if "paths" in body else None
-    prefixes = _texts(body, "path_hash_prefixes", what) if paths is None else None
+    paths = _patterns(body, "paths", what) if "paths" in body else None
+    prefixes = _patterns(body, "path_hash_prefixes", what) if paths is None else None
     return Delegation(name, _role(body, keys, name, what), body["terminating"], paths, prefixes)
+
+
+def _patterns(body: Object, key: str, what: str) -> tuple[str, ...]:
+    found = _texts(body, key, what)
+    if len(found) > MAX_PATTERNS or any(len(one) > MAX_PATTERN for one in found):
+        raise CorruptContent(
+            f"{what}: {key}: expected at most {MAX_PATTERNS} of at most {MAX_PATTERN} characters, found more"
+        )
+    return found
 
 
 def _bins(body: Object, keys: Mapping[str, Key], what: str) -> HashBins:
@@ -242,7 +254,10 @@ def _role(body: Object, keys: Mapping[str, Key], name: str, what: str) -> Role:
     what = f"{what}: role {name}"
     found: dict[str, Key] = {}
     names: dict[bytes, str] = {}
-    for identifier in _texts(body, "keyids", what):
+    listed = _texts(body, "keyids", what)
+    if len(listed) > MAX_KEYS:
+        raise CorruptContent(f"{what}: expected at most {MAX_KEYS} keys, found {len(listed)}")
+    for identifier in listed:
         key = keys.get(identifier)
         if key is None:
             raise CorruptContent(f"{what}: names the key {identifier[:80]!r}, which is not there")

@@ -16,7 +16,6 @@ from datetime import datetime
 from typing import Generic, Protocol, TypeAlias, TypeVar
 
 from intaglio.dataclass import dataclass, field
-from intaglio.errors import CorruptContent
 from intaglio.trust.key import PublicKey
 from intaglio.trust.target import Target
 
@@ -25,7 +24,13 @@ ROLES = ("root", "timestamp", "snapshot", "targets")
 MAX_BYTES: Mapping[str, int] = {"root": 512_000, "timestamp": 16_384, "snapshot": 2_000_000, "targets": 5_000_000}
 """Largest metadata file by role; delegated roles count as targets."""
 MAX_ROLES = 4096
-"""Most delegated roles of a source."""
+"""Most delegations of a source."""
+MAX_KEYS = 64
+"""Most keys of a role."""
+MAX_PATTERNS = 256
+"""Most patterns, or beginnings of hashes, by which one role gets its paths."""
+MAX_PATTERN = 512
+"""Longest of them: no target has a longer path."""
 CUSTOM = "intaglio"
 """Member of a timestamp's signed part that is ours: ``{"signed": "2026-01-31T12:00:00Z"}``."""
 
@@ -214,23 +219,16 @@ class Metadata(Generic[S]):
     signatures: Mapping[str, str]
     """Id of a key → what is said to be its signature, in hexadecimal."""
 
-    def good(self, role: Role, what: str) -> int:
-        """Return how many keys of ``role`` have signed; ``what`` names the file in errors.
+    def good(self, role: Role) -> int:
+        """Return how many keys of ``role`` have signed."""
+        return sum(self._is_good(identifier, key) for identifier, key in role.keys.items())
 
-        Raises:
-            CorruptContent: a signature of one of them is not even written like one.
-        """
-        count = 0
-        for identifier, key in role.keys.items():
-            text = self.signatures.get(identifier)
-            if text is None:
-                continue
-            try:
-                signature = bytes.fromhex(text)
-            except ValueError:
-                raise CorruptContent(f"{what}: signature of {identifier[:12]}…: expected hex digits") from None
-            count += key.verifies(self.message, signature)
-        return count
+    def _is_good(self, identifier: str, key: Key) -> bool:
+        text = self.signatures.get(identifier)
+        try:
+            return text is not None and key.verifies(self.message, bytes.fromhex(text))
+        except ValueError:  # not even written like a signature
+            return False
 
 
 def _matches(parts: list[str], patterns: list[str]) -> bool:

@@ -32,7 +32,7 @@ from intaglio.trust import freshness, metadata
 from intaglio.trust.freshness import Freshness
 from intaglio.trust.kept import ANCHOR, STATE, Kept, State
 from intaglio.trust.mirror import BLOBS, Mirror, check, fetch_file, only_file
-from intaglio.trust.payload import MAX_BYTES, MAX_ROLES, ROLES, Dated, Root, Snapshot, Targets, Timestamp
+from intaglio.trust.payload import MAX_BYTES, ROLES, Dated, Root, Snapshot, Targets, Timestamp
 from intaglio.trust.target import FILES, Name, Target
 
 MAX_ROTATIONS = 256
@@ -54,7 +54,7 @@ class TrustedSource:
     _targets: Targets = field(repr=False)
     _read: Callable[[str], bytes] = field(repr=False)
     """Reads a kept file by its name."""
-    _roles: dict[str, Targets] = field(default_factory=dict, repr=False)
+    _roles: dict[tuple[str, str], Targets] = field(default_factory=dict, repr=False)
     """Delegated roles that have been verified, by their own and their delegator's names."""
 
     @classmethod
@@ -179,22 +179,15 @@ class TrustedSource:
         return tuple(target for target in self.targets() if target.digest == digest)
 
     def _every_role(self) -> Iterator[Targets]:
-        pending, seen = [self._targets], set[str]()
-        while pending:
-            role = pending.pop()
-            yield role
-            for name in role.delegated():
-                if name not in seen:
-                    seen.add(name)
-                    pending.append(self._delegated(name, role))
+        return metadata.roles(self._targets, self._delegated)
 
-    def _delegated(self, name: str, delegator: Targets) -> Targets:
-        if name not in self._roles:
+    def _delegated(self, name: str, by: str, delegator: Targets) -> Targets:
+        if (name, by) not in self._roles:
             file = f"{metadata.listed(self._snapshot, name).version}.{name}.json"
             role = metadata.targets(self._read(file), name, delegator, self._snapshot)
             metadata.require_current(role, name, self.freshness.as_of)
-            self._roles[name] = role
-        return self._roles[name]
+            self._roles[name, by] = role
+        return self._roles[name, by]
 
 
 def set_anchor(home: Path, data: bytes, *, replace: bool = False) -> Root:
@@ -281,15 +274,7 @@ class _Refresh:
             lambda data: metadata.snapshot(data, root, stamp, listed),
         )
         top = self._targets("targets", root, shot)
-        pending, seen = [top], {"targets"}
-        while pending:
-            role = pending.pop()
-            for name in role.delegated():
-                if name not in seen:
-                    seen.add(name)
-                    if len(seen) > MAX_ROLES:
-                        raise CorruptContent(f"expected at most {MAX_ROLES} delegated roles, found more")
-                    pending.append(self._targets(name, role, shot))
+        for role in metadata.roles(top, lambda name, _, delegator: self._targets(name, delegator, shot)):
             self._files(role)
         self._keep(f"{stamp.version}.timestamp.json", data)
         self._kept.commit(self._new_state(stamp.version, root.version))

@@ -21,6 +21,7 @@ from tests.trust.sources import (
     SNAPSHOT,
     STRANGER,
     TARGETS,
+    TEAM,
     TIMESTAMP,
     Files,
     Source,
@@ -28,7 +29,7 @@ from tests.trust.sources import (
     bend,
     sign,
 )
-from tuf.api.metadata import Metadata, MetaFile, Root
+from tuf.api.metadata import DelegatedRole, Delegations, Metadata, MetaFile, Root, Targets
 
 from intaglio.errors import ExitCode
 from intaglio.trust.repository import key_of
@@ -331,6 +332,45 @@ def delegated_role_that_no_snapshot_lists(source: Source) -> list[Files]:
     return [source.publish()]
 
 
+@case(ExitCode.UNTRUSTED, "shared: expected 1 good signatures, found 0", stock=False)
+def role_that_another_delegator_believes(source: Source) -> list[Files]:
+    """Two roles delegate to one name, each by a key of its own; the file is signed by one of them."""
+    source.delegate("team", ["models/team/*/*"], []).delegate("other", ["models/other/*/*"], [])
+    for name, one in (("team", TEAM), ("other", STRANGER)):
+        public = key_of(one.public)
+        shared = DelegatedRole("shared", [public.keyid], 1, False, paths=["models/*/*/*"])
+        source.roles[name][0].delegations = Delegations({public.keyid: public}, {"shared": shared})
+    role = Targets(version=1, expires=NOW + DAY)
+    role.targets = {"models/team/own/1": sources.listing(sources.target("models/team/own@1"))}
+    source.roles["shared"] = (role, (STRANGER,))
+    return [source.publish()]
+
+
+@case(ExitCode.CORRUPT, "expected at most 256 of at most 512 characters", stock=False)
+def pattern_that_takes_long(source: Source) -> list[Files]:
+    source.delegate("team", ["[" * 16_000], [])
+    return [source.publish()]
+
+
+@case(ExitCode.CORRUPT, "expected at most 64 keys, found 65", stock=False)
+def more_keys_than_can_be_tried(source: Source) -> list[Files]:
+    for number in range(1000, 1064):
+        source.root.add_key(key_of(sources.key(number).public), "timestamp")
+    return [source.next_root().now()]
+
+
+@case(ExitCode.CORRUPT, "expected at most 4096 delegations", stock=False)
+def delegations_without_end(source: Source) -> list[Files]:
+    """65 roles that all delegate to each other."""
+    names = [f"r{number}" for number in range(65)]
+    for name in names:
+        source.delegate(name, ["models/*/*/*"], [])
+    assert source.targets.delegations is not None
+    for name in names:
+        source.roles[name][0].delegations = source.targets.delegations
+    return [source.publish()]
+
+
 @case(ExitCode.CORRUPT, "expected a role's name", stock=False)
 def delegated_role_named_like_a_path(source: Source) -> list[Files]:
     source.delegate("../../root", ["models/team/*/*"], [])
@@ -404,6 +444,13 @@ def another_kind_of_metadata(source: Source) -> list[Files]:
     source.publish()
     source.files["metadata/timestamp.json"] = sign(source.snapshot, [SNAPSHOT, TIMESTAMP])
     return [source.now()]
+
+
+@case(ExitCode.CORRUPT, "expires: expected a moment such as 2026-01-31T12:00:00Z")
+def expiry_that_no_clock_reaches(source: Source) -> list[Files]:
+    data = source.publish()["metadata/timestamp.json"]
+    written = f"{source.timestamp.expires:%Y-%m-%dT%H:%M:%SZ}".encode()
+    return [{**source.now(), "metadata/timestamp.json": data.replace(written, b"0001-01-01T00:00:00+01:00")}]
 
 
 @case(ExitCode.CORRUPT, "duplicate key 'version'", stock=False)
