@@ -29,12 +29,11 @@ def test_the_page_holds_the_table() -> None:
     assert table() in PAGE.read_text(encoding="utf-8"), f"docs/exit-codes.md must hold:\n{table()}"
 
 
-def test_what_is_quoted_from_strangers_is_one_line_and_not_endless() -> None:
-    error = errors.CorruptContent("target '\x1b]0;owned\x07\ntrusting root 1\u202e': lower case – naïve …")
-    assert error.message == r"target '\x1b]0;owned\x07\ntrusting root 1\u202e': lower case – naïve …"
+def test_what_is_quoted_from_strangers_controls_no_terminal_and_is_not_endless() -> None:
+    error = errors.CorruptContent("target '\x1b]0;owned\x07\r\u202e\x9b':\nlower case – naïve …")
+    assert error.message == "target '" + r"\x1b]0;owned\x07\r\u202e\x9b" + "':\nlower case – naïve …"
     assert str(error) == error.message
     assert len(errors.Untrusted("x" * 5_000_000).message) == errors.MAX_MESSAGE + 1
-    assert errors.UsageError("first\nsecond").message == "first\nsecond"  # our own words may have lines
 
 
 def test_codes_are_never_renumbered() -> None:

@@ -89,12 +89,12 @@ class Error(Exception):
         """What a command answers under ``--json`` beside the error, where its answer has a form of its own."""
 
 
-def _one_line(text: str) -> str:
-    """Return ``text`` with whatever is not printable written as Python escapes it, cut where it is too long."""
+def _printable(text: str) -> str:
+    """Return ``text`` with what is neither printable nor an end of line as Python escapes it, cut if it is too long."""
     short = text if len(text) <= MAX_MESSAGE else f"{text[:MAX_MESSAGE]}…"
     if short.isprintable():
         return short
-    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in short)
+    return "".join(one if one.isprintable() or one == "\n" else ascii(one)[1:-1] for one in short)
 
 
 class UsageError(Error):
@@ -124,13 +124,13 @@ class SourceUnreachable(Error):
 class VerificationError(Error):
     """Root of everything that may leave a verify function.
 
-    Its message may quote what was not to be trusted, so it is one line without control characters, and not endless.
+    Its message may quote what was not to be trusted, so it has no control characters but ends of lines, and an end.
     """
 
     exit_code = ExitCode.NOT_VERIFIABLE
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
-        super().__init__(_one_line(message), hint=hint)
+        super().__init__(_printable(message), hint=hint)
 
 
 class CorruptContent(VerificationError):

@@ -59,14 +59,14 @@ def parse(kind: type[S], data: bytes, what: str) -> Metadata[S]:
     role = kind.__name__.lower()
     document = strictjson.parse_object(data, what=what, max_bytes=MAX_BYTES[role])
     if set(document) != {"signatures", "signed"} or not isinstance(document["signed"], dict):
-        raise CorruptContent(f"{what}: expected signatures and signed, found {', '.join(sorted(document))}")
+        raise CorruptContent(f"{what}: expected signatures and signed, found {_shown(sorted(document))}")
     body = document["signed"]
     if body.get("_type") != role:
-        raise CorruptContent(f"{what}: expected metadata of type {role!r}, found {body.get('_type')!r}")
+        raise CorruptContent(f"{what}: expected metadata of type {role!r}, found {_shown(body.get('_type'))}")
     _check_numbers(body, what)
     specification = _text(body, "spec_version", what)
     if not _SPECIFICATION.fullmatch(specification):
-        raise CorruptContent(f"{what}: expected version 1 of the TUF specification, found {specification[:40]!r}")
+        raise CorruptContent(f"{what}: expected version 1 of the TUF specification, found {_shown(specification)}")
     signatures = _signatures(document["signatures"], what)
     return Metadata(_READERS[kind](body, what), canonical(body), signatures)
 
@@ -85,7 +85,7 @@ def check_role(name: str, what: str) -> str:
         CorruptContent: it cannot.
     """
     if not _ROLE_NAME.fullmatch(name):
-        raise CorruptContent(f"{what}: expected a role's name of letters, digits, . _ -, found {name[:80]!r}")
+        raise CorruptContent(f"{what}: expected a role's name of letters, digits, . _ -, found {_shown(name)}")
     return name
 
 
@@ -123,18 +123,20 @@ def _quoted(text: str) -> str:
 
 def _root(body: Object, what: str) -> Root:
     if body.get("consistent_snapshot") is not True:
-        raise CorruptContent(f"{what}: expected consistent_snapshot true, found {body.get('consistent_snapshot')!r}")
+        raise CorruptContent(
+            f"{what}: expected consistent_snapshot true, found {_shown(body.get('consistent_snapshot'))}"
+        )
     keys = _keys(body, what)
     roles = _table(body, "roles", what)
     if set(roles) != set(ROLES):
-        raise CorruptContent(f"{what}: expected the roles {', '.join(ROLES)}, found {', '.join(sorted(roles))}")
+        raise CorruptContent(f"{what}: expected the roles {', '.join(ROLES)}, found {_shown(sorted(roles))}")
     return Root(*_common(body, what), {name: _role(_table(roles, name, what), keys, name, what) for name in roles})
 
 
 def _timestamp(body: Object, what: str) -> Timestamp:
     meta = _table(body, "meta", what)
     if set(meta) != {"snapshot.json"}:
-        raise CorruptContent(f"{what}: meta: expected snapshot.json alone, found {', '.join(sorted(meta))}")
+        raise CorruptContent(f"{what}: meta: expected snapshot.json alone, found {_shown(sorted(meta))}")
     ours = body.get(CUSTOM)
     signed = freshness.read(ours.get("signed")) if isinstance(ours, dict) else None
     return Timestamp(*_common(body, what), _meta(meta, "snapshot.json", what), signed)
@@ -163,8 +165,10 @@ _READERS: Mapping[type, Callable[[Object, str], Any]] = {
 
 def _target(path: str, entry: object, what: str) -> Target:
     if not isinstance(entry, dict):
-        raise CorruptContent(f"{what}: target {path[:128]!r}: expected an object, found {type(entry).__name__}")
-    return Target.parse(path, entry.get("length"), _hashes(entry, f"{what}: target {path[:128]}"), entry.get("custom"))
+        raise CorruptContent(f"{what}: target {_shown(path)}: expected an object, found {type(entry).__name__}")
+    return Target.parse(
+        path, entry.get("length"), _hashes(entry, f"{what}: target {_shown(path)}"), entry.get("custom")
+    )
 
 
 def _delegations(body: Object, what: str) -> tuple[dict[str, Delegation], HashBins | None]:
@@ -212,7 +216,7 @@ def _patterns(body: Object, key: str, what: str) -> tuple[str, ...]:
 def _bins(body: Object, keys: Mapping[str, Key], what: str) -> HashBins:
     bits = body.get("bit_length")
     if type(bits) is not int or bits < 1:
-        raise CorruptContent(f"{what}: bit_length: expected a whole number from 1, found {bits!r}")
+        raise CorruptContent(f"{what}: bit_length: expected a whole number from 1, found {_shown(bits)}")
     if bits > 32 or 1 << bits > MAX_ROLES:
         raise CorruptContent(f"{what}: expected at most {MAX_ROLES} hash bins, found more")
     prefix = check_role(_text(body, "name_prefix", what), what)
@@ -226,7 +230,7 @@ def _common(body: Object, what: str) -> tuple[int, datetime]:
     text = _text(body, "expires", what)
     expires = freshness.read(text)
     if expires is None:
-        raise CorruptContent(f"{what}: expires: expected a moment such as 2026-01-31T12:00:00Z, found {text[:40]!r}")
+        raise CorruptContent(f"{what}: expires: expected a moment such as 2026-01-31T12:00:00Z, found {_shown(text)}")
     return _whole(body, "version", what, 1), expires
 
 
@@ -237,7 +241,7 @@ def _keys(body: Object, what: str) -> dict[str, Key]:
 def _key(body: Object, identifier: str, what: str) -> Key:
     kind, scheme = _text(body, "keytype", what), _text(body, "scheme", what)
     if (kind, scheme) not in _KEY_KINDS:
-        raise CorruptContent(f"{what}: expected an Ed25519 or ECDSA P-256 key, found {kind[:40]}/{scheme[:40]}")
+        raise CorruptContent(f"{what}: expected an Ed25519 or ECDSA P-256 key, found {_shown(f'{kind}/{scheme}')}")
     public = _text(_table(body, "keyval", what), "public", what)
     try:
         if kind == "ecdsa":
@@ -247,7 +251,7 @@ def _key(body: Object, identifier: str, what: str) -> Key:
             raise ValueError(f"expected 32 bytes of Ed25519 key, found {len(data)}")
         return Key(data)
     except (ValueError, NotVerifiable) as error:
-        raise CorruptContent(f"{what}: key {identifier[:12]}…: {error}") from None
+        raise CorruptContent(f"{what}: key {_shown(identifier)}: {error}") from None
 
 
 def _role(body: Object, keys: Mapping[str, Key], name: str, what: str) -> Role:
@@ -260,11 +264,13 @@ def _role(body: Object, keys: Mapping[str, Key], name: str, what: str) -> Role:
     for identifier in listed:
         key = keys.get(identifier)
         if key is None:
-            raise CorruptContent(f"{what}: names the key {identifier[:80]!r}, which is not there")
+            raise CorruptContent(f"{what}: names the key {_shown(identifier)}, which is not there")
         if identifier in found:
-            raise CorruptContent(f"{what}: names the key {identifier[:12]}… twice")
+            raise CorruptContent(f"{what}: names the key {_shown(identifier)} twice")
         if key.material in names:
-            raise Untrusted(f"{what}: one key stands under two ids: {names[key.material][:12]}… and {identifier[:12]}…")
+            raise Untrusted(
+                f"{what}: one key stands under two ids: {_shown(names[key.material])} and {_shown(identifier)}"
+            )
         found[identifier] = key
         names[key.material] = identifier
     return Role(found, _whole(body, "threshold", what, 1))
@@ -293,7 +299,7 @@ def _signatures(listed: object, what: str) -> dict[str, str]:
             raise CorruptContent(f"{what}: signatures: expected objects, found {type(one).__name__}")
         identifier = _text(one, "keyid", what)
         if identifier in found:
-            raise CorruptContent(f"{what}: two signatures of the key {identifier[:12]}…")
+            raise CorruptContent(f"{what}: two signatures of the key {_shown(identifier)}")
         found[identifier] = _text(one, "sig", what)
     return found
 
@@ -301,29 +307,35 @@ def _signatures(listed: object, what: str) -> dict[str, str]:
 def _table(body: Object, key: str, what: str) -> Object:
     value = body.get(key)
     if not isinstance(value, dict):
-        raise CorruptContent(f"{what}: {key[:80]}: expected an object, found {_kind(value)}")
+        raise CorruptContent(f"{what}: {_shown(key)}: expected an object, found {_kind(value)}")
     return value
 
 
 def _text(body: Object, key: str, what: str) -> str:
     value = body.get(key)
     if not isinstance(value, str):
-        raise CorruptContent(f"{what}: {key[:80]}: expected text, found {_kind(value)}")
+        raise CorruptContent(f"{what}: {_shown(key)}: expected text, found {_kind(value)}")
     return value
 
 
 def _texts(body: Object, key: str, what: str) -> tuple[str, ...]:
     value = body.get(key)
     if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
-        raise CorruptContent(f"{what}: {key[:80]}: expected a list of texts, found {_kind(value)}")
+        raise CorruptContent(f"{what}: {_shown(key)}: expected a list of texts, found {_kind(value)}")
     return tuple(value)
 
 
 def _whole(body: Object, key: str, what: str, least: int) -> int:
     value = body.get(key)
     if type(value) is not int or value < least:
-        raise CorruptContent(f"{what}: {key}: expected a whole number from {least}, found {value!r}"[:400])
+        raise CorruptContent(f"{what}: {key}: expected a whole number from {least}, found {_shown(value)}")
     return value
+
+
+def _shown(value: object) -> str:
+    """Return what was found, as errors quote it: as Python writes it, and the beginning of it."""
+    text = repr(value)
+    return text if len(text) <= 120 else f"{text[:120]}…"
 
 
 def _kind(value: object) -> str:
@@ -333,9 +345,9 @@ def _kind(value: object) -> str:
 def _check_numbers(value: object, what: str, key: str = "") -> None:
     """Refuse fractions anywhere, and anything but whole numbers where TUF counts: Python takes ``true`` for 1."""
     if isinstance(value, float):
-        raise CorruptContent(f"{what}: {key}: expected no fractions, found {value!r}")
+        raise CorruptContent(f"{what}: {key}: expected no fractions, found {_shown(value)}")
     if key in _COUNTS and type(value) is not int and not isinstance(value, dict):
-        raise CorruptContent(f"{what}: {key}: expected a whole number, found {value!r}")
+        raise CorruptContent(f"{what}: {key}: expected a whole number, found {_shown(value)}")
     if isinstance(value, dict):
         for name, item in value.items():
             _check_numbers(item, what, name)
