@@ -259,6 +259,7 @@ def test_what_is_not_known_is_signed_with_the_rest_and_left_alone(name: str, way
         ("root", ("expires",), "2026-01-01T00:00:00+00:00", "expires: expected a moment"),
         ("root", ("expires",), "0001-01-01T00:00:00+01:00", "expires: expected a moment"),
         ("root", ("expires",), "9999-12-31T23:59:59-00:01", "expires: expected a moment"),
+        ("root", ("keys", "x\n\x1b[2J"), 5, r"it: 'x\n\x1b[2J': expected an object, found int"),
         ("root", ("version",), 0, "version: expected a whole number from 1, found 0"),
         ("root", ("roles", "extra"), {"keyids": [], "threshold": 1}, "expected the roles root, timestamp"),
         ("root", ("roles", "targets", "keyids"), "ab", "keyids: expected a list of texts, found str"),

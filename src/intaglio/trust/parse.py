@@ -307,21 +307,21 @@ def _signatures(listed: object, what: str) -> dict[str, str]:
 def _table(body: Object, key: str, what: str) -> Object:
     value = body.get(key)
     if not isinstance(value, dict):
-        raise CorruptContent(f"{what}: {_shown(key)}: expected an object, found {_kind(value)}")
+        raise CorruptContent(f"{what}: {_member(key)}: expected an object, found {_kind(value)}")
     return value
 
 
 def _text(body: Object, key: str, what: str) -> str:
     value = body.get(key)
     if not isinstance(value, str):
-        raise CorruptContent(f"{what}: {_shown(key)}: expected text, found {_kind(value)}")
+        raise CorruptContent(f"{what}: {_member(key)}: expected text, found {_kind(value)}")
     return value
 
 
 def _texts(body: Object, key: str, what: str) -> tuple[str, ...]:
     value = body.get(key)
     if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
-        raise CorruptContent(f"{what}: {_shown(key)}: expected a list of texts, found {_kind(value)}")
+        raise CorruptContent(f"{what}: {_member(key)}: expected a list of texts, found {_kind(value)}")
     return tuple(value)
 
 
@@ -338,6 +338,10 @@ def _shown(value: object) -> str:
     return text if len(text) <= 120 else f"{text[:120]}…"
 
 
+def _member(key: str) -> str:
+    return key if _ROLE_NAME.fullmatch(key) else _shown(key)
+
+
 def _kind(value: object) -> str:
     return "nothing" if value is None else type(value).__name__
 
@@ -345,7 +349,7 @@ def _kind(value: object) -> str:
 def _check_numbers(value: object, what: str, key: str = "") -> None:
     """Refuse fractions anywhere, and anything but whole numbers where TUF counts: Python takes ``true`` for 1."""
     if isinstance(value, float):
-        raise CorruptContent(f"{what}: {key}: expected no fractions, found {_shown(value)}")
+        raise CorruptContent(f"{what}: {_member(key)}: expected no fractions, found {_shown(value)}")
     if key in _COUNTS and type(value) is not int and not isinstance(value, dict):
         raise CorruptContent(f"{what}: {key}: expected a whole number, found {_shown(value)}")
     if isinstance(value, dict):

@@ -161,12 +161,12 @@ def threshold_true(source: Source) -> list[Files]:
     return [source.now()]
 
 
-@case(ExitCode.CORRUPT, "expected an Ed25519 or ECDSA P-256 key, found rsa/rsassa-pss-sha256", stock=False)
+@case(ExitCode.CORRUPT, "expected an Ed25519 or ECDSA P-256 key, found 'rsa/rsassa-pss-sha256'", stock=False)
 def key_of_another_kind(source: Source) -> list[Files]:
     return [_foreign_key(source, "rsassa-pss-sha256", "x")]
 
 
-@case(ExitCode.CORRUPT, "expected an Ed25519 or ECDSA P-256 key, found rsa/pgp+rsa-pkcsv1.5", stock=False)
+@case(ExitCode.CORRUPT, "expected an Ed25519 or ECDSA P-256 key, found 'rsa/pgp+rsa-pkcsv1.5'", stock=False)
 def key_whose_check_runs_a_program(source: Source) -> list[Files]:
     return [_foreign_key(source, "pgp+rsa-pkcsv1.5", {"e": "1", "n": "1"}, hashes=["pgp+SHA2"])]
 
