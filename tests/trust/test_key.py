@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 
 import pytest
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
+from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
@@ -40,6 +43,30 @@ def test_rfc6979_vector() -> None:
 @pytest.mark.parametrize("junk", [b"", b"\0", b"\x30\x06\x02\x01\x00\x02\x01\x00", b"x" * 72])
 def test_garbage_signatures_do_not_verify(junk: bytes) -> None:
     assert not key("release").public.verifies(b"message", junk)
+
+
+def test_verification_is_the_librarys_own() -> None:
+    """Ours leaves out the library's constructor; by its verdict the two are the same, bit for bit."""
+    key = PrivateKey.generate()
+    stock = load_pem_public_key(key.public.pem.encode())
+    assert isinstance(stock, ec.EllipticCurvePublicKey)
+    good = key.sign(b"message")
+    flipped = [bytes(one ^ (1 << place % 8) if at == place // 8 else one for at, one in enumerate(good))
+               for place in range(8 * len(good))]  # fmt: skip
+    r, s = decode_dss_signature(good)
+    order = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
+    other = [encode_dss_signature(*pair) for pair in ((r, order - s), (s, r), (r + order, s), (0, 0), (r, 0))]
+    verdicts = []
+    for signature in (good, *flipped, *other, good + b"\0", b""):
+        try:
+            stock.verify(signature, b"message", ec.ECDSA(SHA256()))
+            expected = True
+        except InvalidSignature:
+            expected = False
+        assert key.public.verifies(b"message", signature) == expected, signature.hex()
+        verdicts.append(expected)
+    assert True in verdicts
+    assert False in verdicts
 
 
 def test_key_id_is_the_sha256_of_the_der_key() -> None:

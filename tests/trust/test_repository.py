@@ -261,6 +261,7 @@ def test_rotating_an_online_key(repository: Repository) -> None:
         ([ROOT[0]], [], None, "signs for it already"),
         ([], ["ffffffff"], None, "expected the id of one of its keys"),
         ([], [""], None, "expected the id of one of its keys"),
+        ([key(number) for number in range(1000, 1062)], [], None, "expected at most 64 keys, found 65"),
         ([], [], 4, "4 of 3 keys cannot sign"),
         ([], [key_of(one.public).keyid for one in ROOT[:2]], None, "2 of 1 keys cannot sign"),
     ],
@@ -280,6 +281,7 @@ def test_bad_signers(tmp_path: Path) -> None:
         (Signers(public(ROOT), 0), "found 0"),
         (Signers(public([ROOT[0], ROOT[0]])), "one key is named twice"),
         (Signers(()), "found 1"),
+        (Signers(public(key(number) for number in range(1000, 1065))), "expected at most 64 keys, found 65"),
     ):
         with pytest.raises(UsageError, match=says):
             Repository.create(tmp_path / "source", {"root": signers}, NOW)

@@ -78,17 +78,6 @@ def canonical(value: object) -> bytes:
     return "".join(parts).encode()
 
 
-def check_role(name: str, what: str) -> str:
-    """Return ``name`` if it can be a role's, and so part of a file's name.
-
-    Raises:
-        CorruptContent: it cannot.
-    """
-    if not _ROLE_NAME.fullmatch(name):
-        raise CorruptContent(f"{what}: expected a role's name of letters, digits, . _ -, found {_shown(name)}")
-    return name
-
-
 def _canonical(value: object, put: Callable[[str], None]) -> None:
     if isinstance(value, dict):
         put("{")
@@ -145,7 +134,7 @@ def _timestamp(body: Object, what: str) -> Timestamp:
 def _snapshot(body: Object, what: str) -> Snapshot:
     meta = _table(body, "meta", what)
     for name in meta:
-        check_role(name.removesuffix(".json"), what)
+        _check_role(name.removesuffix(".json"), what)
     return Snapshot(*_common(body, what), {name: _meta(meta, name, what) for name in meta})
 
 
@@ -192,7 +181,7 @@ def _delegations(body: Object, what: str) -> tuple[dict[str, Delegation], HashBi
 def _delegation(body: object, keys: Mapping[str, Key], what: str) -> Delegation:
     if not isinstance(body, dict):
         raise CorruptContent(f"{what}: roles: expected objects, found {type(body).__name__}")
-    name = check_role(_text(body, "name", what), what)
+    name = _check_role(_text(body, "name", what), what)
     if name in ROLES:
         raise CorruptContent(f"{what}: delegates to {name}, which is a top-level role")
     if ("paths" in body) == ("path_hash_prefixes" in body):
@@ -219,7 +208,7 @@ def _bins(body: Object, keys: Mapping[str, Key], what: str) -> HashBins:
         raise CorruptContent(f"{what}: bit_length: expected a whole number from 1, found {_shown(bits)}")
     if bits > 32 or 1 << bits > MAX_ROLES:
         raise CorruptContent(f"{what}: expected at most {MAX_ROLES} hash bins, found more")
-    prefix = check_role(_text(body, "name_prefix", what), what)
+    prefix = _check_role(_text(body, "name_prefix", what), what)
     return HashBins(_role(body, keys, "hash bins", what), bits, prefix)
 
 
@@ -232,6 +221,13 @@ def _common(body: Object, what: str) -> tuple[int, datetime]:
     if expires is None:
         raise CorruptContent(f"{what}: expires: expected a moment such as 2026-01-31T12:00:00Z, found {_shown(text)}")
     return _whole(body, "version", what, 1), expires
+
+
+def _check_role(name: str, what: str) -> str:
+    """Return ``name`` if it can be a role's, and so part of a file's name."""
+    if not _ROLE_NAME.fullmatch(name):
+        raise CorruptContent(f"{what}: expected a role's name of letters, digits, . _ -, found {_shown(name)}")
+    return name
 
 
 def _keys(body: Object, what: str) -> dict[str, Key]:

@@ -43,7 +43,7 @@ from intaglio.trust import metadata, payload, review
 from intaglio.trust.key import PrivateKey, PublicKey
 from intaglio.trust.mirror import BLOBS, check, only_file, target_path
 from intaglio.trust.parse import parse
-from intaglio.trust.payload import ROLES
+from intaglio.trust.payload import MAX_KEYS, ROLES
 from intaglio.trust.review import Staged
 from intaglio.trust.target import FILES, Name, Target, is_line
 
@@ -85,10 +85,12 @@ class Signers:
         """Return the signers themselves.
 
         Raises:
-            UsageError: no threshold can be met, or one key would count twice.
+            UsageError: no threshold can be met, one key would count twice, or there are more than readers accept.
         """
         if len(set(self.keys)) != len(self.keys):
             raise UsageError(f"{role}: one key is named twice")
+        if len(self.keys) > MAX_KEYS:
+            raise UsageError(f"{role}: expected at most {MAX_KEYS} keys, found {len(self.keys)}")
         if not 1 <= self.threshold <= len(self.keys):
             raise UsageError(
                 f"{role}: expected a threshold from 1 to its {len(self.keys)} keys, found {self.threshold}"
@@ -263,7 +265,7 @@ class Repository:
             threshold: how many must; ``None`` leaves it.
 
         Raises:
-            UsageError: a key is not there or named twice; no threshold can be met.
+            UsageError: a key is not there or named twice; more keys than readers accept; no threshold can be met.
         """
         root = self._editable(Root)
         keys = root.roles[role].keyids
@@ -277,6 +279,8 @@ class Repository:
             if key.keyid in keys:
                 raise UsageError(f"{role}: the key {key.keyid[:12]}… signs for it already")
             root.add_key(key, role)
+        if len(keys) > MAX_KEYS:
+            raise UsageError(f"{role}: expected at most {MAX_KEYS} keys, found {len(keys)}")
         if threshold is not None:
             root.roles[role].threshold = threshold
         if not 1 <= root.roles[role].threshold <= len(keys):
