@@ -67,6 +67,10 @@ def test_a_port_that_is_taken(tmp_path: Path) -> None:
             relay.start(taken.getsockname()[1], str(tmp_path / "x.sock"))
 
 
+COLLECTING = "import gc; gc.set_threshold(1)\n"
+"""Nothing may live on by luck: asyncio itself holds tasks weakly."""
+
+
 def _echo(server: socket.socket) -> None:
     connection, _ = server.accept()
     with connection:
@@ -92,7 +96,7 @@ def test_a_burst_waits_for_a_server_with_a_short_queue(tmp_path: Path) -> None:
         server.bind(str(place))
         server.listen(0)
         parent = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, str(port), str(place)], stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", COLLECTING + PROGRAM, str(port), str(place)], stdout=subprocess.PIPE, text=True
         )
         assert parent.stdout is not None
         answers: list[bytes] = []

@@ -88,11 +88,17 @@ async def connect(path: str) -> Connection:
 
 async def serve(listener: socket.socket, connected: Callable[[], Awaitable[Connection]]) -> None:
     """Pass every connection on to one that ``connected`` makes, for ever: until this is cancelled."""
+    going: set[object] = set()  # asyncio holds tasks weakly: once a client has said all, one could be collected
 
     async def passed(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         # A connection that is open when the relay ends is cut; asyncio would report that as a failure of ours.
-        with contextlib.suppress(asyncio.CancelledError):
-            await _both_ways(reader, writer, connected)
+        task = asyncio.current_task()
+        going.add(task)
+        try:
+            with contextlib.suppress(asyncio.CancelledError):
+                await _both_ways(reader, writer, connected)
+        finally:
+            going.discard(task)
 
     listener.setblocking(False)
     server = await asyncio.start_server(passed, sock=listener)
